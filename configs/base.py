@@ -1,0 +1,148 @@
+"""Every setting there is, at the values of the ViT-L/16 recipe on ImageNet-1k (paper, appendix C).
+
+A recipe calls `get_config()` of this file and states only what differs. The result is locked: a
+misspelt key is an error, and a test fails on any key that no code reads.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+optional_int = config_dict.placeholder(int)
+optional_float = config_dict.placeholder(float)
+
+
+def constant(value: float) -> dict:
+  """A schedule that stays at `value`."""
+  return warmup_cosine(value, value, value)
+
+
+def warmup_cosine(start: float, peak: float, end: float, warmup_steps: int = 0,
+                  cosine_steps: int | None = None) -> dict:
+  """Linear from `start` to `peak`, half a cosine to `end`, then constant; the learning-rate scaling
+  rule multiplies `peak` and `end`. `cosine_steps` of None means: until the last step."""
+  return dict(kind="warmup_cosine", start=start, peak=peak, end=end, warmup_steps=warmup_steps,
+              cosine_steps=cosine_steps, trunc_extra=0.0)
+
+
+def cosine(peak: float, end: float, warmup_steps: int = 0, start: float = 0.0,
+           trunc_extra: float = 0.0) -> dict:
+  """The older family: `peak` is reached on the last warm-up step, `end` only after the last step,
+  and the learning-rate scaling rule multiplies `peak` alone."""
+  return dict(kind="cosine", start=start, peak=peak, end=end, warmup_steps=warmup_steps,
+              cosine_steps=None, trunc_extra=trunc_extra)
+
+
+def linear(start: float, end: float, steps: int) -> dict:
+  """Linear from `start` to `end` over `steps`, then constant."""
+  return warmup_cosine(start, end, end, steps, 0)
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict(dict(
+    seed=0,
+    init_from="",  # a run's folder: its teacher starts student, teacher and Gram teacher
+    model=dict(
+      patch_size=16,
+      in_channels=3,
+      width=1024,
+      depth=24,
+      num_heads=16,
+      ffn="mlp",  # mlp | swiglu
+      ffn_ratio=4.0,
+      ffn_align=8,  # SwiGLU rounds its hidden width up to a multiple of this
+      qkv_bias=True,
+      proj_bias=True,
+      ffn_bias=True,
+      mask_k_bias=False,
+      norm="layernorm",  # layernorm | rmsnorm
+      norm_eps=1e-6,
+      layerscale=1e-5,  # initial value; 0 leaves LayerScale out
+      drop_path=0.3,
+      storage_tokens=0,
+      untie_cls_and_patch_norms=False,
+      untie_global_and_local_cls_norm=False,
+      rope=dict(
+        base=100.0,  # 0: periods run from min_period to max_period instead
+        min_period=optional_float,
+        max_period=optional_float,
+        normalize="separate",  # separate | max | min
+        shift=optional_float,
+        jitter=optional_float,
+        rescale=optional_float,
+        dtype="bfloat16",
+      ),
+    ),
+    dino=dict(weight=1.0, prototypes=65536, hidden=2048, bottleneck=256, layers=3,
+              ignore_diagonal=True),
+    ibot=dict(weight=1.0, prototypes=65536, hidden=2048, bottleneck=256, layers=3),
+    masks=dict(probability=0.5, ratio=(0.1, 0.5), circular_shift=False),
+    koleo=dict(weight=0.1, group=64, topk=1),
+    gram=dict(
+      teacher="none",  # none | ema: the EMA teacher itself | own: a frozen copy with its own crops
+      init_from="",  # a run whose teacher is the first Gram teacher; "" takes config.init_from
+      copy_ema_at=optional_int,  # before this step, the EMA teacher becomes the Gram teacher
+      refresh_every=0,  # steps between further copies; 0: never
+      refresh_first=0,  # no copy before this many steps are done
+      max_refreshes=optional_int,
+      normalized=True,
+      image_level=True,
+      tokens="all",  # all | masked | unmasked
+      negatives="keep",  # keep | remove | remove_teacher_only
+      stats=False,  # log the Gram loss of masked and of unmasked tokens, too
+    ),
+    schedules=dict(
+      lr=cosine(1e-3, 1e-6, warmup_steps=12500),
+      weight_decay=cosine(0.04, 0.4),
+      momentum=cosine(0.992, 1.0),
+      teacher_temp=linear(0.04, 0.07, 37500),
+      dino_local_weight=constant(1.0),
+      gram_weight=constant(1.0),
+    ),
+    optim=dict(
+      b1=0.9,
+      b2=0.999,
+      clip=3.0,  # of the gradient norm, for backbone and each head on its own
+      lr_scaling="sqrt_wrt_1024",  # none | sqrt_wrt_1024 | linear_wrt_256
+      layerwise_decay=0.9,
+      patch_embed_lr_mult=0.2,
+      dino_head_wd_mult=1.0,
+      freeze_last_layer_steps=1250,
+    ),
+    crops=dict(
+      global_sizes=(224,),  # several: each step draws one entry of all four lists
+      local_sizes=(96,),
+      gram_sizes=(0,),  # 0: no Gram crops
+      size_weights=(1.0,),
+      locals=8,
+      global_scale=(0.32, 1.0),
+      local_scale=(0.05, 0.32),
+      horizontal_flip=True,
+      share_color_jitter=False,
+      locals_from_globals=False,
+      gram_distortions=True,
+      mean=(0.485, 0.456, 0.406),
+      std=(0.229, 0.224, 0.225),
+    ),
+    data=dict(
+      source="tfds:imagenet2012",  # openmoji | tfds:NAME | a folder of images
+      workers=8,  # processes; 0 decodes in threads of this one
+      max_damaged=0.01,  # share of unreadable images that stops the run
+    ),
+    train=dict(
+      steps=125_000,
+      batch_size=2048,  # images a step, over all devices
+      dtype="bfloat16",  # of the computation; parameters stay float32
+      remat="none",  # none | dots: keep matrix products alone | full: keep only each block's input
+      max_skipped_steps=2,  # non-finite steps in a row that are forgiven
+    ),
+    mesh=dict(data=-1, fsdp=1, tensor=1),  # -1: all the devices that are left
+    log_every=10,
+    checkpoint=dict(every=3750, keep=3, keep_every=25_000),  # in steps
+    evals=dict(
+      every=12_500,
+      knn_k=20,
+      knn_images=50_000,  # of the training split in the bank, at most
+      image_size=224,
+      pictures=8,
+    ),
+  ))
+  return config.lock()
