@@ -1,0 +1,116 @@
+"""Weighted k-nearest neighbours: the quality of frozen features with nothing to train."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+SIMILARITIES = 2**25  # entries of the query-by-bank matrix that stand in memory at once: 128 MB
+
+
+def _normalize(x: jax.Array) -> jax.Array:
+  x = x.astype(jnp.float32)
+  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+@partial(jax.jit, static_argnames=("ks", "num_classes", "chunk"))
+def _ranks(bank, bank_labels, queries, labels, temperature, *, ks, num_classes, chunk):
+  """The rank (0 = voted first) of each query's own label, for each k: int32 [len(ks), M]."""
+  bank = _normalize(bank)
+
+  def rank(chunk_of_queries):
+    x, y = chunk_of_queries
+    similarities = jnp.matmul(_normalize(x), bank.T, precision="float32")
+    nearest, index = jax.lax.top_k(similarities, ks[-1])
+    weights = jax.nn.softmax(nearest / temperature, axis=-1)
+    neighbours = bank_labels[index]
+    rows = jnp.arange(len(x))[:, None]
+    votes = jnp.zeros((len(x), num_classes))
+    ranks = []
+    for start, stop in zip((0, *ks), ks):
+      votes = votes.at[rows, neighbours[:, start:stop]].add(weights[:, start:stop])
+      own = votes[rows, y[:, None]]
+      # Among equal votes the smaller label goes first: a collapsed network earns nothing by ties.
+      ahead = (votes > own) | ((votes == own) & (jnp.arange(num_classes) < y[:, None]))
+      ranks.append(ahead.sum(-1))
+    return jnp.stack(ranks)
+
+  count = len(queries)
+  padding = -count % chunk
+  x = jnp.pad(queries, ((0, padding), (0, 0))).reshape(-1, chunk, queries.shape[1])
+  y = jnp.pad(labels, (0, padding)).reshape(-1, chunk)
+  ranks = jax.lax.map(rank, (x, y))
+  return ranks.transpose(1, 0, 2).reshape(len(ks), -1)[:, :count]
+
+
+def knn_accuracy(train_features, train_labels, test_features, test_labels,
+                 k: int | Sequence[int] = (10, 20), temperature: float = 0.07,
+                 num_classes: int | None = None) -> dict[int, dict[str, float]]:
+  """Accuracy of a vote among the nearest training features.
+
+  Features are L2-normalised and compared by cosine. The `max(k)` nearest neighbours are weighted by
+  the softmax of similarity / temperature, once, and each k sums the first k of these weights per
+  class, as in the reference. All is in float32, whatever the features' dtype.
+
+  Args:
+    train_features: the bank, [N, D].
+    train_labels: integers [N], at least 0.
+    test_features: the queries, [M, D]; none of them may be in the bank.
+    test_labels: integers [M], at least 0.
+    k: how many neighbours vote; several are answered in one pass.
+    temperature: of the softmax.
+    num_classes: None takes the largest label + 1.
+
+  Returns:
+    `{k: {"top1": ..., "top5": ...}}`, shares of the queries from 0 to 1.
+
+  Raises:
+    ValueError: on shapes that do not fit, on labels out of range, on k beyond the bank, and on
+      features that are not finite.
+  """
+  ks = tuple(sorted({int(n) for n in np.atleast_1d(k)}))
+  train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
+  for name, x, y in (("train", train_features, train_labels), ("test", test_features, test_labels)):
+    if np.ndim(x) != 2 or y.shape != (len(x),) or not len(x):
+      raise ValueError(f"k-NN needs {name} features [N, D] and labels [N] with N > 0, not "
+                       f"{np.shape(x)} and {y.shape}")
+    if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+      raise ValueError(f"k-NN needs {name} labels that are integers of at least 0; leave out "
+                       "the images without a label")
+    if not bool(jnp.isfinite(jnp.asarray(x)).all()):
+      raise ValueError(f"the {name} features of the k-NN are not all finite")
+  if train_features.shape[1] != test_features.shape[1]:
+    raise ValueError(f"the train features have {train_features.shape[1]} dimensions, the test "
+                     f"features {test_features.shape[1]}: take both from one model")
+  if not ks or ks[0] < 1 or ks[-1] > len(train_features):
+    raise ValueError(f"k must be from 1 to the bank's {len(train_features)} features, not {k}")
+  largest = int(max(train_labels.max(), test_labels.max()))
+  num_classes = largest + 1 if num_classes is None else num_classes
+  if largest >= num_classes:
+    raise ValueError(f"label {largest} is out of range for num_classes={num_classes}")
+
+  chunk = min(len(test_features), 256, max(1, SIMILARITIES // len(train_features)))
+  ranks = _ranks(
+    jnp.asarray(train_features), jnp.asarray(train_labels, jnp.int32), jnp.asarray(test_features),
+    jnp.asarray(test_labels, jnp.int32), temperature, ks=ks, num_classes=num_classes, chunk=chunk)
+  ranks = np.asarray(ranks)
+  return {n: {"top1": float((r < 1).mean()), "top5": float((r < 5).mean())}
+          for n, r in zip(ks, ranks)}
+
+
+def raw_pixels(images: Iterable[np.ndarray], size: int = 32) -> np.ndarray:
+  """Images shrunk to `size` x `size`, as features: the line that learned ones have to beat.
+
+  Args:
+    images: uint8 [H, W, 3] each, of any sizes; an array [B, H, W, 3] does as well.
+    size: side in pixels.
+
+  Returns:
+    float32 [B, size * size * 3] in [0, 1].
+  """
+  small = [np.asarray(Image.fromarray(np.asarray(image)).resize((size, size), Image.BILINEAR))
+           for image in images]
+  return np.stack(small).reshape(len(small), -1).astype(np.float32) / 255
