@@ -1,0 +1,163 @@
+"""The parts of a transformer block."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dinov3_jax.models.rope import rotate
+
+# The reference's "truncated" normal cuts at an absolute 2, a hundred deviations out.
+init = nnx.initializers.normal(0.02)
+
+
+def linear(in_features: int, out_features: int, bias: bool, *, rngs: nnx.Rngs) -> nnx.Linear:
+  """A dense layer with weights from N(0, 0.02^2) and a bias of zeros."""
+  return nnx.Linear(in_features, out_features, use_bias=bias, kernel_init=init, rngs=rngs)
+
+
+def make_norm(kind: str, width: int, eps: float, *, rngs: nnx.Rngs) -> nnx.Module:
+  """LayerNorm or RMSNorm ("layernorm" or "rmsnorm"), its statistics in float32."""
+  if kind == "layernorm":
+    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
+  if kind == "rmsnorm":
+    return nnx.RMSNorm(width, epsilon=eps, rngs=rngs)
+  raise ValueError(f"model.norm must be layernorm or rmsnorm, not {kind!r}")
+
+
+class PatchEmbed(nnx.Module):
+  """Cuts an image into patches and projects each: a convolution whose stride is its kernel."""
+
+  def __init__(self, patch_size: int, in_channels: int, width: int, *, rngs: nnx.Rngs):
+    shape = (patch_size, patch_size, in_channels, width)
+    bound = (patch_size**2 * in_channels) ** -0.5
+    uniform = lambda shape: jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+    self.kernel = nnx.Param(uniform(shape))
+    self.bias = nnx.Param(uniform((width,)))
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, H/p * W/p, D]; rows and columns that fill no patch are left out."""
+    p, _, channels, width = self.kernel.shape
+    b, h, w = images.shape[0], images.shape[1] // p, images.shape[2] // p
+    x = images[:, :h * p, :w * p].reshape(b, h, p, w, p, channels).swapaxes(2, 3)
+    x = x.reshape(b, h * w, p * p * channels).astype(self.kernel.dtype)
+    return x @ self.kernel[...].reshape(-1, width) + self.bias[...]
+
+
+class Attention(nnx.Module):
+  """Multi-head self-attention with RoPE on the patch tokens.
+
+  With `mask_k_bias` the bias of the keys, which the softmax ignores anyway, counts as zero.
+  """
+
+  def __init__(self, width: int, num_heads: int, qkv_bias: bool, proj_bias: bool, mask_k_bias: bool,
+               *, rngs: nnx.Rngs):
+    self.num_heads = num_heads
+    self.mask_k_bias = mask_k_bias and qkv_bias
+    self.qkv = nnx.LinearGeneral(width, (3, width), use_bias=qkv_bias, kernel_init=init, rngs=rngs)
+    self.proj = linear(width, width, proj_bias, rngs=rngs)
+
+  def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """x [B, T, D], and the sine and cosine tables of its last N tokens -> [B, T, D]."""
+    b, t, d = x.shape
+    kernel = self.qkv.kernel[...]
+    qkv = x @ kernel.reshape(d, 3 * d)
+    if self.qkv.bias is not None:
+      bias = self.qkv.bias[...]
+      qkv += (bias.at[1].set(0) if self.mask_k_bias else bias).reshape(3 * d)
+    q, k, v = jnp.moveaxis(qkv.reshape(b, t, 3, self.num_heads, -1), 2, 0)
+    x = jax.nn.dot_product_attention(rotate(q, *rope), rotate(k, *rope), v)
+    return self.proj(x.reshape(b, t, d))
+
+
+class Mlp(nnx.Module):
+  """Linear, exact GELU, linear."""
+
+  def __init__(self, width: int, hidden: int, bias: bool, *, rngs: nnx.Rngs):
+    self.fc1 = linear(width, hidden, bias, rngs=rngs)
+    self.fc2 = linear(hidden, width, bias, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class SwiGlu(nnx.Module):
+  """w3(silu(w1 x) * w2 x)."""
+
+  def __init__(self, width: int, hidden: int, bias: bool, *, rngs: nnx.Rngs):
+    self.w1 = linear(width, hidden, bias, rngs=rngs)
+    self.w2 = linear(width, hidden, bias, rngs=rngs)
+    self.w3 = linear(hidden, width, bias, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.w3(jax.nn.silu(self.w1(x)) * self.w2(x))
+
+
+def make_ffn(kind: str, width: int, ratio: float, align: int, bias: bool, *,
+             rngs: nnx.Rngs) -> nnx.Module:
+  """The feed-forward network: "mlp" of hidden width `ratio * width`, or "swiglu" of two thirds of
+  that, rounded up to a multiple of `align`."""
+  hidden = int(width * ratio)
+  if kind == "mlp":
+    return Mlp(width, hidden, bias, rngs=rngs)
+  if kind == "swiglu":
+    return SwiGlu(width, -(-int(hidden * 2 / 3) // align) * align, bias, rngs=rngs)
+  raise ValueError(f"model.ffn must be mlp or swiglu, not {kind!r}")
+
+
+class LayerScale(nnx.Module):
+  """A learned factor for each channel of a residual branch."""
+
+  def __init__(self, width: int, value: float):
+    self.gamma = nnx.Param(jnp.full(width, value))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return x * self.gamma[...]
+
+
+def residual(x: jax.Array, branch: Callable[[jax.Array], jax.Array], rate: float = 0.0,
+             key: jax.Array | None = None, shards: int = 1) -> jax.Array:
+  """x + branch(x), or its stochastic-depth version, which runs the branch on fewer rows.
+
+  In each of the `shards` equal parts of the batch (b rows each), exactly k = max(int(b (1 - rate)),
+  1) rows, drawn without replacement, go through the branch; its output is scaled by b / k. The work
+  falls with the rate, and every shape is static.
+
+  Args:
+    x: [B, T, D]; `branch` maps [k', T, D] to the same shape.
+    rate: share of rows that skip the branch; 0 or a missing `key` runs it on all.
+  """
+  if key is None or rate == 0:
+    return x + branch(x)
+  b = x.shape[0] // shards
+  keep = max(int(b * (1 - rate)), 1)
+  split = x.reshape(shards, b, *x.shape[1:])
+  rows = jax.vmap(lambda k: jax.random.permutation(k, b)[:keep])(jax.random.split(key, shards))
+  unique = dict(unique_indices=True, mode="promise_in_bounds")
+  kept = jax.vmap(lambda x, i: x.at[i].get(**unique))(split, rows)
+  update = branch(kept.reshape(-1, *x.shape[1:])).reshape(kept.shape) * (b / keep)
+  return jax.vmap(lambda x, i, u: x.at[i].add(u, **unique))(split, rows, update).reshape(x.shape)
+
+
+class Block(nnx.Module):
+  """Pre-norm transformer block: attention, then the feed-forward network."""
+
+  def __init__(self, *, width: int, num_heads: int, ffn: str, ffn_ratio: float, ffn_align: int,
+               qkv_bias: bool, proj_bias: bool, ffn_bias: bool, mask_k_bias: bool, norm: str,
+               norm_eps: float, layerscale: float, rngs: nnx.Rngs):
+    scale = lambda: LayerScale(width, layerscale) if layerscale else None
+    self.norm1 = make_norm(norm, width, norm_eps, rngs=rngs)
+    self.attn = Attention(width, num_heads, qkv_bias, proj_bias, mask_k_bias, rngs=rngs)
+    self.ls1 = scale()
+    self.norm2 = make_norm(norm, width, norm_eps, rngs=rngs)
+    self.mlp = make_ffn(ffn, width, ffn_ratio, ffn_align, ffn_bias, rngs=rngs)
+    self.ls2 = scale()
+
+  def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], *, drop_path: float = 0.0,
+               key: jax.Array | None = None, shards: int = 1) -> jax.Array:
+    """x [B, T, D] -> [B, T, D]; `key` draws the rows that stochastic depth keeps."""
+    keys = (None, None) if key is None else jax.random.split(key)
+    ls1, ls2 = self.ls1 or (lambda x: x), self.ls2 or (lambda x: x)
+    x = residual(x, lambda x: ls1(self.attn(self.norm1(x), rope)), drop_path, keys[0], shards)
+    return residual(x, lambda x: ls2(self.mlp(self.norm2(x))), drop_path, keys[1], shards)

@@ -1,0 +1,128 @@
+"""Student, teacher and Gram teacher on one batch: every loss, and their total (paper, section 3)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dinov3_jax.losses.dino import dino_loss
+from dinov3_jax.losses.gram import bicubic_downsample, gram_loss
+from dinov3_jax.losses.ibot import ibot_loss
+from dinov3_jax.losses.koleo import koleo_loss
+from dinov3_jax.losses.sinkhorn import sinkhorn
+
+
+def normalise(crops: jax.Array, mean: tuple[float, ...], std: tuple[float, ...],
+              dtype: jnp.dtype) -> jax.Array:
+  """Crops [B, n, H, W, C] as one batch of images [B * n, H, W, C] of `dtype`.
+
+  uint8 is scaled to [0, 1] and normalised; floats are taken as normalised already.
+  """
+  if crops.dtype == jnp.uint8:
+    mean, std = np.float32(mean), np.float32(std)
+    crops = (crops.astype(jnp.float32) / 255 - mean) / std
+  return crops.reshape(-1, *crops.shape[2:]).astype(dtype)
+
+
+def gather_masked(patches: jax.Array, indices: jax.Array) -> jax.Array:
+  """The masked patches of every shard.
+
+  Args:
+    patches: [B * 2, N, D].
+    indices: [S, M], into each shard's own B / S * 2 * N patches.
+
+  Returns:
+    [S * M, D].
+  """
+  shards, width = indices.shape[0], patches.shape[-1]
+  own = patches.reshape(shards, -1, width)
+  take = lambda x, i: x.at[i].get(mode="promise_in_bounds")
+  return jax.vmap(take)(own, indices).reshape(-1, width)
+
+
+def make_objective(config, graphs: dict[str, nnx.GraphDef]) -> Callable:
+  """`objective(student, teacher, gram_teacher, batch, values, key) -> (total, metrics)`.
+
+  `values` holds this step's schedules and `key` the student's randomness. Gradients flow to the
+  student alone; parameters and images are cast to the computation's dtype, losses are float32.
+  """
+  dtype = jnp.dtype(config.train.dtype)
+  crops, gram, koleo = config.crops, config.gram, config.koleo
+  global_pairs = 2 if config.dino.ignore_diagonal else 4
+  local_pairs = 2 * crops.locals
+  global_share = global_pairs / (global_pairs + local_pairs)
+
+  def merge(params, name):
+    params = jax.tree.map(lambda p: p.astype(dtype), params[name])
+    return nnx.merge(graphs[name], params)
+
+  def gram_targets(gram_teacher, teacher_patches, batch, grid):
+    """Patch features that the student's Gram matrix should match, [B * 2, N, D]."""
+    if gram.teacher == "ema":
+      return teacher_patches
+    images = normalise(batch["gram_crops"], crops.mean, crops.std, dtype)
+    patches = merge(gram_teacher, "backbone").forward_crops(images)[0]["patches"]
+    sides = [side // config.model.patch_size for side in images.shape[1:3]]
+    patches = patches.reshape(len(patches), *sides, -1)
+    return bicubic_downsample(patches, grid).reshape(len(patches), np.prod(grid), -1)
+
+  def objective(student, teacher, gram_teacher, batch, values, key):
+    images = batch["global_crops"].shape[0]
+    masks = batch["masks"].reshape(2 * images, -1)
+    shards = batch["mask_indices"].shape[0]
+    global_crops = normalise(batch["global_crops"], crops.mean, crops.std, dtype)
+    local_crops = normalise(batch["local_crops"], crops.mean, crops.std, dtype)
+    grid = [side // config.model.patch_size for side in global_crops.shape[1:3]]
+    masked = lambda tokens: gather_masked(tokens["patches"], batch["mask_indices"])
+    per_image = lambda x: x.reshape(images, -1, x.shape[-1])
+    temperature = values["teacher_temp"]
+
+    teacher_tokens, _ = merge(teacher, "backbone").forward_crops(global_crops)
+    dino_targets = sinkhorn(merge(teacher, "dino_head")(teacher_tokens["cls"]), temperature)
+    ibot_targets = sinkhorn(merge(teacher, "ibot_head")(masked(teacher_tokens)), temperature)
+
+    tokens, local_tokens = merge(student, "backbone").forward_crops(
+        global_crops, local_crops, masks, key=key, shards=shards, remat=config.train.remat)
+    dino_head = merge(student, "dino_head")
+    metrics = dict(
+        dino_global_loss=dino_loss(per_image(dino_head(tokens["cls"])), per_image(dino_targets),
+                                   ignore_diagonal=config.dino.ignore_diagonal),
+        dino_local_loss=dino_loss(per_image(dino_head(local_tokens["cls"])),
+                                  per_image(dino_targets)),
+        ibot_loss=ibot_loss(merge(student, "ibot_head")(masked(tokens)), ibot_targets,
+                            batch["mask_weights"].reshape(-1), 2 * images),
+        koleo_loss=jnp.mean(jnp.stack([
+            koleo_loss(crop, koleo.group, koleo.topk)
+            for crop in jnp.moveaxis(per_image(tokens["cls"]), 1, 0)])),
+    )
+    total = (config.dino.weight * (1 - global_share) * values["dino_local_weight"]
+             * metrics["dino_local_loss"]
+             + config.dino.weight * global_share * metrics["dino_global_loss"]
+             + config.ibot.weight * metrics["ibot_loss"]
+             + koleo.weight * 2 * metrics["koleo_loss"])
+
+    if gram.teacher != "none":
+      targets = gram_targets(gram_teacher, teacher_tokens["patches"], batch, grid)
+      # Batch-level matrices stay within a shard.
+      own = lambda x: x.reshape(shards, -1, *x.shape[1:])
+      options = dict(normalized=gram.normalized, negatives=gram.negatives)
+
+      def batch_level(select):
+        loss = lambda s, t, m: gram_loss(s, t, image_level=False, select=m, **options)
+        return jnp.mean(jax.vmap(loss)(own(tokens["patches"]), own(targets), own(select)))
+
+      selections = dict(all=jnp.ones_like(masks), masked=masks, unmasked=~masks)
+      if gram.image_level:
+        metrics["gram_loss"] = gram_loss(tokens["patches"], targets, **options)
+      else:
+        metrics["gram_loss"] = batch_level(selections[gram.tokens])
+      metrics["gram_weight"] = values["gram_weight"]
+      if gram.stats:
+        for name in ("masked", "unmasked"):
+          metrics[f"gram_loss_{name}"] = jax.lax.stop_gradient(batch_level(selections[name]))
+      total += values["gram_weight"] * metrics["gram_loss"]
+    return total, metrics
+
+  return objective

@@ -1,0 +1,102 @@
+"""AdamW with the learning rate and weight decay that each parameter should see."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dinov3_jax.train.schedules import Schedule
+
+Params = dict[str, Any]
+
+STEM = ("patch_embed", "mask_token", "cls_token", "storage_tokens")
+
+
+class ParamGroup(NamedTuple):
+  """How the optimizer treats one parameter.
+
+  Attributes:
+    lr: multiplies the learning rate; for stacked blocks one number a block, shaped to broadcast.
+    weight_decay: multiplies the weight decay.
+    last_layer: follows `last_layer_lr` in place of `lr`.
+  """
+
+  lr: float | np.ndarray
+  weight_decay: float
+  last_layer: bool
+
+
+def param_groups(params: Params, *, layerwise_decay: float, patch_embed_lr_mult: float,
+                 dino_head_wd_mult: float) -> Params:
+  """The `ParamGroup` of every parameter (a tree like `params`).
+
+  Block i of L learns at `layerwise_decay ** (L - i)`, the tokens and the patch embedding at
+  `layerwise_decay ** (L + 1)`, the latter times `patch_embed_lr_mult`; norms after the blocks and
+  the heads at 1. Biases, norms and LayerScale are not decayed; tokens are, as in the reference.
+  """
+
+  def group(path, param):
+    names = [key.key for key in path]
+    module, first = names[0], names[1]
+    lr = 1.0
+    if module == "backbone" and first in STEM:
+      lr = layerwise_decay ** (depth + 1) * (patch_embed_lr_mult if first == "patch_embed" else 1)
+    elif module == "backbone" and first == "blocks":
+      lr = layerwise_decay ** np.arange(depth, 0, -1, dtype=np.float32)
+      lr = lr.reshape(-1, *[1] * (param.ndim - 1))
+    decayed = names[-1] not in ("bias", "gamma") and not any("norm" in name for name in names)
+    mult = dino_head_wd_mult if module == "dino_head" else 1.0
+    return ParamGroup(lr, mult if decayed else 0.0, "last_layer" in names)
+
+  depth = len(jax.tree.leaves(params["backbone"]["blocks"])[0])
+  return jax.tree_util.tree_map_with_path(group, params)
+
+
+def module_norms(grads: Params) -> dict[str, jax.Array]:
+  """The float32 gradient norm of backbone, dino_head and ibot_head."""
+  return {name: optax.global_norm(grad) for name, grad in grads.items()}
+
+
+def clip_by_module_norm(max_norm: float) -> optax.GradientTransformation:
+  """Scales each sub-module's gradient by min(1, max_norm / (norm + 1e-6)), with its own norm."""
+
+  def update(updates, state, params=None):
+    factors = {name: jnp.minimum(1, max_norm / (norm + 1e-6))
+               for name, norm in module_norms(updates).items()}
+    clipped = {name: jax.tree.map(lambda g, f=factors[name]: g * f, update)
+               for name, update in updates.items()}
+    return clipped, state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_groups(groups: Params, schedules: dict[str, Schedule]
+                    ) -> optax.GradientTransformationExtraArgs:
+  """u -> -lr_p (u + wd_p p): decoupled decay and learning rate, both at the step in `step=`.
+
+  The step comes from the caller, because a skipped step advances the schedules but not the moments.
+  """
+
+  def update(updates, state, params, *, step, **_):
+    rates = {name: schedules[name](step) for name in ("lr", "last_layer_lr", "weight_decay")}
+
+    def scale(group, u, p):
+      lr = rates["last_layer_lr" if group.last_layer else "lr"] * group.lr
+      return -lr * (u + rates["weight_decay"] * group.weight_decay * p)
+
+    is_group = lambda x: isinstance(x, ParamGroup)
+    return jax.tree.map(scale, groups, updates, params, is_leaf=is_group), state
+
+  return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def make_optimizer(groups: Params, schedules: dict[str, Schedule], *, b1: float, b2: float,
+                   clip: float) -> optax.GradientTransformationExtraArgs:
+  """Clip per sub-module, AdamW (eps 1e-8, bias-corrected) and per-parameter rates, in one chain.
+
+  A frozen last layer has rate 0; its moments go on accumulating. `update` takes `step=`.
+  """
+  return optax.chain(clip_by_module_norm(clip), optax.scale_by_adam(b1, b2, eps=1e-8),
+                     scale_by_groups(groups, schedules))

