@@ -1,18 +1,21 @@
 """Checkpoints: everything a run is, written beside training and read back bit for bit.
 
-A run keeps them as `<workdir>/checkpoints/<steps done>/`, each with three items: `state` (the arrays
-of the training state), `data` (the position in the data stream) and `config` (the settings).
+A run keeps them as `<workdir>/checkpoints/<steps done>/`, each with three items: `state` (arrays of
+the training state), `data` (the position in the data stream) and `config` (the settings).
 """
 
 import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
+
+from dinov3_jax.train.state import Params, TrainState
 
 FOLDER = "checkpoints"
 # Settings that make another network of parameters of the same shapes.
@@ -36,12 +39,12 @@ class Writer:
       preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True)
     self._manager = ocp.CheckpointManager(epath.Path(workdir).resolve() / FOLDER, options=options)
 
-  def save(self, step: int, state: Any, position: Any, config: ConfigDict):
+  def save(self, step: int, state: TrainState, position: Any, config: ConfigDict):
     """Copies `state` off the devices and writes it in the background; a step saved before is left.
 
     Args:
       step: steps done.
-      state: a pytree of arrays.
+      state: after them.
       position: of the data stream after `step` batches, anything that JSON can hold.
       config: the run's settings.
     """
@@ -91,46 +94,68 @@ def stored_config(folder: epath.Path) -> ConfigDict:
   return ConfigDict(_read_json(folder / "config"))
 
 
-def check(folder: epath.Path, abstract_state: Any, config: ConfigDict):
-  """Raises a ValueError unless the run that left `folder` can go on with this state and model."""
-  _check_tree(folder, "", abstract_state)
-  _check_model(folder, config)
+def check(folder: epath.Path, abstract_state: TrainState, config: ConfigDict):
+  """Says whether a run can go on from `folder` with this state and these settings.
+
+  Raises:
+    ValueError: naming the first arrays, or the setting, that differ.
+  """
+  advice = "go on with the settings it was made with, or choose another --workdir"
+  _check_arrays(folder, _metadata(folder), abstract_state, advice)
+  _check_model(folder, config, advice)
 
 
-def restore(folder: epath.Path, abstract_state: Any) -> tuple[Any, Any]:
-  """Reads a checkpoint, each shard straight to its device.
+def restore(folder: epath.Path, abstract_state: TrainState) -> tuple[TrainState, Any]:
+  """Reads a checkpoint, each shard straight to its device, and the position of its data stream.
 
   Args:
-    folder: from `latest` or `locate`.
+    folder: from `latest` or `locate`; `check` has passed it.
     abstract_state: the state as `ShapeDtypeStruct`s with shardings, of any mesh.
-
-  Returns:
-    The state, and the position of the data stream.
   """
-  check_only = {"": abstract_state}
-  _check_tree(folder, "", check_only[""])
   return _read_arrays(folder, abstract_state), _read_json(folder / "data")
 
 
-def check_teacher(path: epath.PathLike, abstract_teacher: Any, config: ConfigDict):
-  """Raises unless the teacher stored at `path` has the shapes of `abstract_teacher` and its model.
+def check_start(config: ConfigDict, abstract_state: TrainState):
+  """Says whether the runs that `init_from` and `gram.init_from` name can start this one.
 
   Raises:
-    FileNotFoundError: if there is no checkpoint.
-    ValueError: naming the parameters, or the setting, that differ.
+    FileNotFoundError: if one of them has no checkpoint.
+    ValueError: naming the first parameters, or the setting, that differ.
   """
-  folder = locate(path)
-  _check_tree(folder, "teacher", abstract_teacher)
-  _check_model(folder, config)
+  for name, path, wanted in _starts(config, abstract_state):
+    folder = locate(path)
+    advice = f"take the same model and heads, or another config.{name}"
+    _check_arrays(folder, _stored_teacher(folder, wanted), wanted, advice)
+    _check_model(folder, config, advice)
 
 
-def restore_teacher(path: epath.PathLike, abstract_teacher: Any = None) -> tuple[Any, ConfigDict]:
+def start(config: ConfigDict, state: TrainState) -> TrainState:
+  """The state of a run that begins with another one's teacher.
+
+  That teacher, heads included, becomes student and teacher, and its backbone the Gram teacher,
+  unless `gram.init_from` names another run for that. Moments and step stay those of a fresh state.
+  """
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+  for name, path, wanted in _starts(config, abstract):
+    teacher, _ = restore_teacher(path, wanted)
+    if name == "init_from":
+      # Of its own memory each, or the step could not reuse that of the state it replaces.
+      state = state.replace(student=jax.tree.map(jnp.copy, teacher), teacher=teacher)
+    if state.gram_teacher is not None:
+      gram = jax.tree.map(jnp.copy, teacher["backbone"])
+      state = state.replace(gram_teacher={"backbone": gram})
+  return state
+
+
+def restore_teacher(path: epath.PathLike, abstract_teacher: Params | None = None
+                    ) -> tuple[Params, ConfigDict]:
   """Reads the teacher alone from a checkpoint, and the settings it was trained with.
 
   Args:
     path: a run's folder, or that of one of its checkpoints.
-    abstract_teacher: the wanted part of `{"backbone", "dino_head", "ibot_head"}` as
-      `ShapeDtypeStruct`s with shardings; None reads all of it to the first device.
+    abstract_teacher: `{"backbone", "dino_head", "ibot_head"}`, or some of them, as
+      `ShapeDtypeStruct`s with shardings; None reads all to the first device.
 
   Returns:
     The teacher's parameters, and the stored config.
@@ -140,10 +165,69 @@ def restore_teacher(path: epath.PathLike, abstract_teacher: Any = None) -> tuple
     ValueError: naming the first parameters that differ from `abstract_teacher`.
   """
   folder = locate(path)
+  stored = _stored_teacher(folder, abstract_teacher)
   if abstract_teacher is None:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract_teacher = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-      _metadata(folder)["teacher"])
-  _check_tree(folder, "teacher", abstract_teacher)
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), stored)
+  _check_arrays(folder, stored, abstract_teacher, "build the model from its stored config")
   return _read_arrays(folder, {"teacher": abstract_teacher})["teacher"], stored_config(folder)
+
+
+def _starts(config: ConfigDict, state: TrainState) -> list[tuple[str, str, Params]]:
+  """(setting, path, what is read from there) of every run that this one starts from."""
+  starts = []
+  if config.init_from:
+    starts.append(("init_from", config.init_from, state.teacher))
+  if config.gram.init_from and state.gram_teacher is not None:
+    starts.append(("gram.init_from", config.gram.init_from, state.gram_teacher))
+  return starts
+
+
+def _metadata(folder: epath.Path) -> dict:
+  return ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
+
+
+def _stored_teacher(folder: epath.Path, wanted: Params | None) -> Params:
+  stored = _metadata(folder)["teacher"]
+  return {name: part for name, part in stored.items() if wanted is None or name in wanted}
+
+
+def _read_arrays(folder: epath.Path, abstract: Any) -> Any:
+  arguments = ocp.args.PyTreeRestore(
+    abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+    partial_restore=True)
+  return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder / "state", arguments)
+
+
+def _read_json(folder: epath.Path) -> Any:
+  return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder)
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+  """Each array's path, and its dtype and shape in words."""
+  name = lambda key: str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+  return {"/".join(map(name, path)): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+          for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _check_arrays(folder: epath.Path, stored: Any, wanted: Any, advice: str):
+  stored, wanted = _shapes(stored), _shapes(wanted)
+  different = [f"{path} is {stored.get(path, 'missing')} there, {wanted.get(path, 'missing')} here"
+               for path in [*wanted, *(stored.keys() - wanted.keys())]
+               if stored.get(path) != wanted.get(path)]
+  if different:
+    more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
+    raise ValueError(f"the checkpoint {folder} does not fit this config: "
+                     f"{'; '.join(different[:3])}{more}: {advice}")
+
+
+def _check_model(folder: epath.Path, config: ConfigDict, advice: str):
+  stored = stored_config(folder).model
+  for path in UNSEEN_IN_SHAPES:
+    there, here = stored, config.model
+    for key in path.split("."):
+      there, here = there[key], here[key]
+    if there != here:
+      raise ValueError(f"the checkpoint {folder} was trained with model.{path} = {there!r}, this "
+                       f"config has {here!r}: {advice}")

@@ -1,0 +1,188 @@
+import os
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from configs import base
+from dinov3_jax.train import checkpoint
+from dinov3_jax.train.state import TrainState
+
+SETTINGS = base.get_config()
+
+
+def make_params(seed=0, width=8, prototypes=6):
+  keys = iter(jax.random.split(jax.random.key(seed), 4))
+  return {
+    "backbone": {"cls_token": jax.random.normal(next(keys), (1, 1, width)),
+                 "blocks": {"mlp": {"fc1": {"bias": jax.random.normal(next(keys), (2, width))}}}},
+    "dino_head": {"last_layer": {"kernel": jax.random.normal(next(keys), (4, prototypes))}},
+    "ibot_head": {"mlp": {"0": {"bias": jax.random.normal(next(keys), (4,))}}},
+  }
+
+
+def make_state(seed=0, step=3, gram=True, **shape):
+  student, teacher = make_params(seed, **shape), make_params(seed + 1, **shape)
+  optimizer = optax.chain(optax.clip(1.0), optax.scale_by_adam())
+  return TrainState(
+    step=jnp.int32(step), student=student, teacher=teacher,
+    gram_teacher={"backbone": make_params(seed + 2, **shape)["backbone"]} if gram else None,
+    opt_state=optimizer.init(student))
+
+
+def abstract(state):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def write(workdir, state, step=3, config=SETTINGS, position=None):
+  with checkpoint.Writer(workdir, keep=3, keep_every=0) as writer:
+    writer.save(step, state, position or {}, config)
+  return checkpoint.latest(workdir)
+
+
+def settings(**changes):
+  config = base.get_config()
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.mark.parametrize("gram", [True, False])
+def test_restores_every_bit_and_the_position(tmp_path, gram):
+  state = make_state(gram=gram)
+  folder = write(tmp_path, state, position={"epoch": 2, "next": [5, None]})
+  restored, position = checkpoint.restore(folder, abstract(state))
+  chex.assert_trees_all_equal(restored, state)
+  chex.assert_trees_all_equal_structs(restored, state)
+  assert position == {"epoch": 2, "next": [5, None]}
+
+
+def test_restores_to_other_shardings(tmp_path):
+  state = make_state()
+  folder = write(tmp_path, state)
+  mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+  sharding = NamedSharding(mesh, PartitionSpec())
+  wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+  restored, _ = checkpoint.restore(folder, wanted)
+  assert all(x.sharding == sharding for x in jax.tree.leaves(restored))
+  chex.assert_trees_all_equal(restored, state)
+
+
+def test_saving_does_not_see_what_training_does_next(tmp_path):
+  """The state's memory is donated to the next step while the writer is still busy."""
+  state = {"w": jnp.zeros((256, 1024))}
+  add = jax.jit(lambda state: {"w": state["w"] + 1}, donate_argnums=0)
+  wanted = abstract(state)
+  with checkpoint.Writer(tmp_path, keep=10, keep_every=0) as writer:
+    for step in range(1, 6):
+      state = add(state)
+      writer.save(step, state, {}, SETTINGS)
+      for _ in range(20):
+        state = add(state)
+  for step in range(1, 6):
+    folder = checkpoint.locate(tmp_path / "checkpoints" / str(step))
+    restored, _ = checkpoint.restore(folder, wanted)
+    np.testing.assert_array_equal(restored["w"], step + 20 * (step - 1))
+
+
+def test_keeps_the_last_and_every_nth(tmp_path):
+  state = make_state()
+  with checkpoint.Writer(tmp_path, keep=2, keep_every=4) as writer:
+    for step in (2, 4, 6, 8, 10, 12, 14):
+      writer.save(step, state, {}, SETTINGS)
+  assert sorted(map(int, os.listdir(tmp_path / "checkpoints"))) == [4, 8, 12, 14]
+
+
+def test_a_step_is_written_once(tmp_path):
+  with checkpoint.Writer(tmp_path, keep=2, keep_every=0) as writer:
+    writer.save(3, make_state(seed=0), {}, SETTINGS)
+    writer.save(3, make_state(seed=9), {}, SETTINGS)
+  state = make_state(seed=0)
+  chex.assert_trees_all_equal(checkpoint.restore(checkpoint.latest(tmp_path), abstract(state))[0],
+                              state)
+
+
+def test_an_unfinished_checkpoint_does_not_count(tmp_path):
+  folder = write(tmp_path, make_state(), step=3)
+  (folder.parent / "7.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+  assert checkpoint.latest(tmp_path) == folder
+
+
+def test_locate(tmp_path):
+  assert checkpoint.latest(tmp_path) is None
+  with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+    checkpoint.locate(tmp_path)
+  with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+    checkpoint.locate(tmp_path / "absent")
+  folder = write(tmp_path, make_state())
+  assert checkpoint.locate(tmp_path) == checkpoint.locate(folder) == folder
+
+
+def test_other_shapes_are_refused_by_name(tmp_path):
+  folder = write(tmp_path, make_state())
+  checkpoint.check(folder, make_state(seed=5), SETTINGS)
+  with pytest.raises(ValueError, match=r"cls_token is float32\[1, 1, 8\] there, "
+                                       r"float32\[1, 1, 12\] here; .* more:") as caught:
+    checkpoint.check(folder, make_state(width=12), SETTINGS)
+  assert "\n" not in str(caught.value)
+  with pytest.raises(ValueError, match="dino_head/last_layer/kernel"):
+    checkpoint.check(folder, make_state(prototypes=7), SETTINGS)
+  with pytest.raises(ValueError, match=r"gram_teacher/backbone/\S+ is .* there, missing"):
+    checkpoint.check(folder, make_state(gram=False), SETTINGS)
+
+
+@pytest.mark.parametrize("key, value", [("num_heads", 8), ("rope.base", 50.0), ("norm_eps", 1e-5)])
+def test_another_model_of_the_same_shapes_is_refused(tmp_path, key, value):
+  folder = write(tmp_path, make_state())
+  with pytest.raises(ValueError, match=f"model.{key} = "):
+    checkpoint.check(folder, make_state(), settings(**{f"model.{key}": value}))
+
+
+def test_teacher_alone(tmp_path):
+  state = make_state()
+  folder = write(tmp_path, state, config=settings(seed=11))
+  for path in (tmp_path, folder):
+    teacher, config = checkpoint.restore_teacher(path)
+    chex.assert_trees_all_equal(teacher, state.teacher)
+    assert config.seed == 11 and config.model.to_dict() == SETTINGS.model.to_dict()
+  part, _ = checkpoint.restore_teacher(tmp_path, {"backbone": abstract(state.teacher["backbone"])})
+  assert list(part) == ["backbone"]
+  chex.assert_trees_all_equal(part["backbone"], state.teacher["backbone"])
+  with pytest.raises(ValueError, match="dino_head/last_layer/kernel"):
+    checkpoint.restore_teacher(tmp_path, abstract(make_state(prototypes=7).teacher))
+
+
+def test_start_from_another_runs_teacher(tmp_path):
+  first, second, fresh = make_state(0), make_state(10), make_state(20, step=0)
+  write(tmp_path / "first", first)
+  write(tmp_path / "second", second)
+
+  config = settings(init_from=str(tmp_path / "first"))
+  checkpoint.check_start(config, abstract(fresh))
+  state = checkpoint.start(config, fresh)
+  chex.assert_trees_all_equal(state.student, first.teacher)
+  chex.assert_trees_all_equal(state.teacher, first.teacher)
+  chex.assert_trees_all_equal(state.gram_teacher, {"backbone": first.teacher["backbone"]})
+  chex.assert_trees_all_equal(state.opt_state, fresh.opt_state)
+  assert state.step == 0
+  jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(state)
+
+  config.gram.init_from = str(tmp_path / "second")
+  state = checkpoint.start(config, make_state(20, step=0))
+  chex.assert_trees_all_equal(state.student, first.teacher)
+  chex.assert_trees_all_equal(state.gram_teacher, {"backbone": second.teacher["backbone"]})
+
+
+def test_start_refuses_what_does_not_fit(tmp_path):
+  write(tmp_path, make_state())
+  config = settings(init_from=str(tmp_path))
+  with pytest.raises(ValueError, match=r"dino_head/last_layer/kernel.*config\.init_from"):
+    checkpoint.check_start(config, abstract(make_state(prototypes=7)))
+  config.model.num_heads = 8
+  with pytest.raises(ValueError, match=r"model\.num_heads = 16"):
+    checkpoint.check_start(config, abstract(make_state()))
+  with pytest.raises(FileNotFoundError, match="no checkpoint"):
+    checkpoint.check_start(settings(init_from=str(tmp_path / "absent")), abstract(make_state()))
