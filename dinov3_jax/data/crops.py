@@ -1,0 +1,209 @@
+"""Multi-crop: two global views, several local ones, and the Gram teacher's, of one image.
+
+Geometry is torchvision's RandomResizedCrop and resize on PIL images (bicubic, antialiased), as in
+the reference; what a crop goes through after that is in `augment`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from dinov3_jax.data import augment
+
+ASPECT = (3 / 4, 4 / 3)
+
+
+def random_window(height: int, width: int, scale: tuple[float, float],
+                  rng: np.random.Generator) -> tuple[int, int, int, int]:
+  """Draws the window of RandomResizedCrop.
+
+  Area in U(scale) of the image, aspect ratio log-uniform in [3/4, 4/3]; after ten draws that do not
+  fit, the largest centred window of a permitted aspect.
+
+  Args:
+    height, width: of the image, pixels.
+    scale: least and greatest share of the image's area.
+    rng: the randomness.
+
+  Returns:
+    (top, left, height, width), pixels.
+  """
+  low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
+  for _ in range(10):
+    share, aspect, down, right = rng.random(4).tolist()
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
+    aspect = math.exp(low + (high - low) * aspect)
+    w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    if 0 < w <= width and 0 < h <= height:
+      return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
+  w = min(width, round(height * ASPECT[1]))
+  h = min(height, round(width / ASPECT[0]))
+  return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resize(image: Image.Image, height: int, width: int) -> Image.Image:
+  """Bicubic, antialiased when it shrinks."""
+  return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def center_crop(image: np.ndarray, size: int, shorter: int | None = None) -> np.ndarray:
+  """What evaluations see: the shorter side resized (bicubic), then the middle square.
+
+  Args:
+    image: uint8 [H, W, 3].
+    size: side of the square, pixels.
+    shorter: what the shorter side becomes first, at least `size`; None takes `size`. 256 with a
+      `size` of 224 is the usual protocol.
+
+  Returns:
+    uint8 [size, size, 3].
+  """
+  shorter = size if shorter is None else shorter
+  if shorter < size:
+    raise ValueError(f"cannot cut {size} px from images resized to {shorter} px; "
+                     f"resize to at least {size}")
+  height, width = image.shape[:2]
+  least = min(height, width)
+  height, width = shorter * height // least, shorter * width // least
+  if image.shape[:2] != (height, width):
+    image = np.asarray(resize(Image.fromarray(image), height, width))
+  top, left = round((height - size) / 2), round((width - size) / 2)
+  return image[top : top + size, left : left + size]
+
+
+def check_sizes(global_sizes: Sequence[int], local_sizes: Sequence[int], gram_sizes: Sequence[int],
+                patch_size: int) -> None:
+  """Raises ValueError unless the patch size divides every crop size.
+
+  A local crop may end in half a patch: the reference's high-resolution recipe has 168 px crops
+  with patches of 16, whose patch embedding never reads the last 8 rows and columns. `MultiCrop`
+  cuts such a crop to whole patches, which is the same.
+
+  Args:
+    global_sizes, local_sizes, gram_sizes: sides in pixels; a Gram size of 0 means no Gram crops.
+    patch_size: of the model, pixels.
+  """
+  for name, sizes in (("global", global_sizes), ("local", local_sizes), ("gram", gram_sizes)):
+    for size in sizes:
+      unit = patch_size / 2 if name == "local" else patch_size
+      if size % unit or size < (0 if name == "gram" else patch_size):
+        near = max(1, round(size / patch_size)) * patch_size
+        raise ValueError(f"{name} crop size {size} is not a multiple of the patch size "
+                         f"{patch_size}; take {near}, say")
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiCrop:
+  """Cuts and distorts the views of one image (DINOv3's augmentation, reference behaviour).
+
+  Attributes:
+    global_size, local_size: sides of the crops, pixels; a local size that ends in half a patch is
+      cut to whole patches after the resize (see `check_sizes`).
+    gram_size: side of the Gram teacher's crops; 0 for none. They are the global crops at another
+      resolution.
+    locals: local crops an image.
+    global_scale, local_scale: ranges of a crop's share of the image's area.
+    horizontal_flip: whether each crop is mirrored with probability 1/2.
+    share_color_jitter: jitter and greyscale drawn once for the image, not for every crop.
+    locals_from_globals: a local crop is a window, on the patch grid, of a global crop that was
+      distorted anew; half of them come from each.
+    gram_distortions: whether Gram crops carry the colours, blur and solarization of their global
+      crop, or are plain.
+    patch_size: of the model, pixels.
+  """
+
+  global_size: int = 224
+  local_size: int = 96
+  gram_size: int = 0
+  locals: int = 8
+  global_scale: tuple[float, float] = (0.32, 1.0)
+  local_scale: tuple[float, float] = (0.05, 0.32)
+  horizontal_flip: bool = True
+  share_color_jitter: bool = False
+  locals_from_globals: bool = False
+  gram_distortions: bool = True
+  patch_size: int = 16
+
+  def __post_init__(self):
+    check_sizes([self.global_size], [self.local_size], [self.gram_size], self.patch_size)
+    if self.locals < 1:
+      raise ValueError(f"locals is {self.locals}; the method needs at least 1 local crop an image")
+    for name in ("global_scale", "local_scale"):
+      low, high = getattr(self, name)
+      if not 0 < low <= high <= 1:
+        raise ValueError(f"{name} {(low, high)} must be a range of shares of the image in (0, 1]")
+    if self.locals_from_globals and self.local_size > self.global_size:
+      raise ValueError(f"locals of {self.local_size} px do not fit into globals of "
+                       f"{self.global_size} px; make them smaller or clear locals_from_globals")
+
+  @property
+  def shapes(self) -> dict[str, tuple[int, int, int, int]]:
+    """Shape of every array a call returns."""
+    local = self.local_size // self.patch_size * self.patch_size
+    sides = {"global_crops": (2, self.global_size), "local_crops": (self.locals, local)}
+    if self.gram_size:
+      sides["gram_crops"] = (2, self.gram_size)
+    return {name: (count, side, side, 3) for name, (count, side) in sides.items()}
+
+  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Draws the views of one image.
+
+    Args:
+      image: uint8 [H, W, 3], RGB.
+      rng: the only randomness.
+
+    Returns:
+      `global_crops` [2, G, G, 3], `local_crops` [L, l, l, 3] and, with a `gram_size`,
+      `gram_crops` [2, g, g, 3], all uint8.
+    """
+    if self.share_color_jitter:
+      image = augment.distort_color(image, rng)
+    picture = Image.fromarray(image)
+    bases = [self._cut(picture, max(self.global_size, self.gram_size), self.global_scale, rng)
+             for _ in range(2)]
+    crops = {name: np.empty(shape, np.uint8) for name, shape in self.shapes.items()}
+
+    plain = [_square(base, self.global_size) for base in bases]
+    gram_from_distorted = self.gram_size and self.gram_distortions
+    for i, base in enumerate(bases):
+      source = base if gram_from_distorted else plain[i]
+      view = self._distort(source, rng, augment.BLUR_GLOBAL[i], augment.SOLARIZE_GLOBAL[i])
+      crops["global_crops"][i] = _square(view, self.global_size)
+      if self.gram_size:
+        crops["gram_crops"][i] = _square(view if gram_from_distorted else base, self.gram_size)
+
+    side = crops["local_crops"].shape[1]
+    for i in range(self.locals):
+      if self.locals_from_globals:
+        view = self._distort(plain[2 * i // self.locals], rng, augment.BLUR_LOCAL)
+        spots = (self.global_size - self.local_size) // self.patch_size + 1
+        top, left = rng.integers(spots, size=2) * self.patch_size
+      else:
+        base = self._cut(picture, self.local_size, self.local_scale, rng)
+        view, top, left = self._distort(base, rng, augment.BLUR_LOCAL), 0, 0
+      crops["local_crops"][i] = view[top : top + side, left : left + side]
+    return crops
+
+  def _cut(self, picture: Image.Image, size: int, scale: tuple[float, float],
+           rng: np.random.Generator) -> np.ndarray:
+    top, left, height, width = random_window(picture.height, picture.width, scale, rng)
+    # Not resize(box=...): that would let pixels from outside the window into its border.
+    window = picture.crop((left, top, left + width, top + height))
+    crop = np.asarray(resize(window, size, size))
+    return cv2.flip(crop, 1) if rng.random() < 0.5 and self.horizontal_flip else crop
+
+  def _distort(self, crop: np.ndarray, rng: np.random.Generator, blur: float,
+               solarized: float = 0.0) -> np.ndarray:
+    if not self.share_color_jitter:
+      crop = augment.distort_color(crop, rng)
+    return augment.distort_tone(crop, rng, blur, solarized)
+
+
+def _square(image: np.ndarray, size: int) -> np.ndarray:
+  if image.shape[0] == size:
+    return image
+  return np.asarray(resize(Image.fromarray(image), size, size))

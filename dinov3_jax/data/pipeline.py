@@ -1,0 +1,211 @@
+"""The stream of training batches: Grain around pure functions of a step's number.
+
+Everything random in a batch is drawn from (seed, what it is for, its global number), so the stream
+is the same for any number of workers and processes, and step n is reached without the steps before.
+"""
+
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from multiprocessing import connection, parent_process
+
+import grain
+import numpy as np
+from absl import flags, logging
+
+from dinov3_jax.data.crops import MultiCrop
+from dinov3_jax.data.masks import shard_masks
+from dinov3_jax.data.sources import DamagedImage, Source
+
+MIN_SEEN = 100  # images, before a share of damaged ones means anything
+DAMAGED = "damaged"  # travels with a batch from the workers to the main process
+LAST_STEP = 2**40
+CROPS, MASKS, SIZES = range(3)  # what randomness is for
+
+
+class TooManyDamaged(RuntimeError):
+  """More of the images cannot be read than is tolerated."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchMaker:
+  """Makes this process's part of the batch of any step; see `make_pipeline` for the attributes."""
+
+  source: Source
+  multi_crops: tuple[MultiCrop, ...]
+  size_weights: tuple[float, ...]
+  batch_size: int
+  shards: int
+  seed: int
+  mask_probability: float
+  mask_ratio: tuple[float, float]
+  mask_circular_shift: bool
+  process_index: int
+  process_count: int
+  order: grain.MapDataset
+
+  def __call__(self, step: int) -> dict:
+    crop = self.multi_crops[self._rng(SIZES, step).choice(len(self.multi_crops),
+                                                          p=self.size_weights)]
+    images = self.batch_size // self.process_count
+    batch = {name: np.empty((images, *shape), np.uint8) for name, shape in crop.shapes.items()}
+    damaged = []
+    first = step * self.batch_size + self.process_index * images
+    for i in range(images):
+      image = self._read(self.order[first + i], damaged)
+      for name, crops in crop(image, self._rng(CROPS, first + i)).items():
+        batch[name][i] = crops
+    return {**batch, **self._masks(step, crop), DAMAGED: damaged}
+
+  def _rng(self, purpose: int, *number: int) -> np.random.Generator:
+    return np.random.default_rng([self.seed, purpose, *number])
+
+  def _read(self, index: int, damaged: list[str]) -> np.ndarray:
+    """The image at `index`, or the next one that can be read."""
+    for i in range(MIN_SEEN):
+      try:
+        return self.source[(index + i) % len(self.source)]["image"]
+      except DamagedImage as error:
+        damaged.append(str(error))
+    raise TooManyDamaged(f"{MIN_SEEN} images in a row cannot be read ({damaged[0]}); "
+                         "check the data set")
+
+  def _masks(self, step: int, crop: MultiCrop) -> dict[str, np.ndarray]:
+    local = self.shards // self.process_count
+    shards = range(self.process_index * local, (self.process_index + 1) * local)
+    masks, indices, weights = zip(*(
+      shard_masks(self._rng(MASKS, step, shard), self.batch_size // self.shards,
+                  crop.global_size // crop.patch_size, self.mask_probability, self.mask_ratio,
+                  self.mask_circular_shift)
+      for shard in shards))
+    return {"masks": np.concatenate(masks), "mask_indices": np.stack(indices),
+            "mask_weights": np.stack(weights)}
+
+
+class Pipeline:
+  """An endless iterator of batches, whose position is one number.
+
+  `next()` gives a dict of numpy arrays: `global_crops` [b, 2, G, G, 3] and `local_crops`
+  [b, L, l, l, 3] uint8, `gram_crops` [b, 2, g, g, 3] uint8 where there are any, `masks` [b, 2, N]
+  bool, `mask_indices` int32 and `mask_weights` float32 [s, M]; b images and s data shards are this
+  process's part of the whole batch.
+  """
+
+  def __init__(self, maker: BatchMaker, workers: int, max_damaged: float):
+    self._maker, self._workers, self._max_damaged = maker, workers, max_damaged
+    self._seen = self._damaged = 0
+    self._named = set()
+    self._step, self._batches = 0, None
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    if self._batches is None:
+      self._batches = self._start()
+    batch = next(self._batches)
+    self._step += 1
+    self._count(batch.pop(DAMAGED), len(batch["global_crops"]))
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """The position, ready for JSON: the number of batches given, equal in all processes."""
+    return {"step": self._step}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Goes to a position; the next batch is the one that followed `get_state` there."""
+    self.close()
+    self._step = int(state["step"])
+
+  def close(self) -> None:
+    """Ends the workers; the next batch starts new ones."""
+    if self._batches is not None:
+      self._batches.close()
+      self._batches = None
+
+  def _start(self) -> grain.DatasetIterator:
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags, which a script may not have parsed
+    # A batch is one element, so that the order does not depend on who makes it.
+    steps = grain.MapDataset.range(self._step, LAST_STEP).map(self._maker)
+    if not self._workers:
+      threads = os.cpu_count() or 1
+      return iter(steps.to_iter_dataset(grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=threads + 1)))
+    serial = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
+    return iter(steps.to_iter_dataset(serial).mp_prefetch(options, _start_worker))
+
+  def _count(self, damaged: list[str], images: int) -> None:
+    self._seen += images + len(damaged)
+    self._damaged += len(damaged)
+    for message in damaged:
+      if message not in self._named:
+        self._named.add(message)
+        logging.warning("Damaged image, replaced by the next one: %s.", message)
+    if self._seen >= MIN_SEEN and self._damaged > self._max_damaged * self._seen:
+      raise TooManyDamaged(
+        f"{self._damaged} of {self._seen} images ({self._damaged / self._seen:.1%}) cannot be "
+        f"read, more than max_damaged={self._max_damaged:.1%}; the log names them, for example "
+        f"{next(iter(self._named))}")
+
+
+def _start_worker(index: int, count: int) -> None:
+  """Leaves Ctrl-C to the main process, and never outlives it."""
+  del index, count
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parent = parent_process()
+
+  def wait():
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
+
+
+def make_pipeline(source: Source, multi_crops: Sequence[MultiCrop], size_weights: Sequence[float],
+                  batch_size: int, *, shards: int = 1, seed: int = 0, workers: int = 0,
+                  mask_probability: float = 0.5, mask_ratio: tuple[float, float] = (0.1, 0.5),
+                  mask_circular_shift: bool = False, max_damaged: float = 0.01,
+                  process_index: int = 0, process_count: int = 1) -> Pipeline:
+  """Builds the stream of training batches.
+
+  Each pass over the source is shuffled anew. With several resolutions every step draws one for its
+  whole batch. iBOT masks are made for each data shard on its own (see `masks`).
+
+  Args:
+    source: of images.
+    multi_crops: one for each resolution.
+    size_weights: their probabilities.
+    batch_size: images a step, over all processes.
+    shards: data shards over all processes; a process makes the batch of its own, contiguous ones.
+    seed: below 2**32; all randomness follows from it.
+    workers: processes that make batches; 0 takes threads of this one.
+    mask_probability, mask_ratio, mask_circular_shift: see `masks.shard_masks`.
+    max_damaged: share of unreadable images above which iteration raises `TooManyDamaged`, once
+      100 images were seen. Below it, the next readable image of the source stands in.
+    process_index, process_count: which part of the batch to make.
+
+  Raises:
+    ValueError: sizes or counts that do not fit together.
+  """
+  multi_crops, size_weights = tuple(multi_crops), tuple(size_weights)
+  if len(multi_crops) != len(size_weights) or not multi_crops:
+    raise ValueError(f"{len(multi_crops)} crop sizes but {len(size_weights)} size weights; "
+                     "give one weight for each")
+  if min(size_weights) < 0 or abs(sum(size_weights) - 1) > 1e-6:
+    raise ValueError(f"size weights {size_weights} must be probabilities with a sum of 1")
+  if batch_size < 1 or batch_size % shards:
+    raise ValueError(f"a batch of {batch_size} images cannot be spread over {shards} data shards; "
+                     f"take a multiple of {shards}")
+  if shards % process_count:
+    raise ValueError(f"{shards} data shards cannot be spread over {process_count} processes")
+  if not 0 <= seed < 2**32:
+    raise ValueError(f"seed {seed} must lie in [0, 2**32)")
+  order = grain.MapDataset.range(len(source)).shuffle(seed).repeat()
+  maker = BatchMaker(
+    source, multi_crops, size_weights, batch_size, shards, seed, mask_probability,
+    tuple(mask_ratio), mask_circular_shift, process_index, process_count, order)
+  return Pipeline(maker, workers, max_damaged)
