@@ -110,7 +110,7 @@ class LayerScale(nnx.Module):
   """A learned factor for each channel of a residual branch."""
 
   def __init__(self, width: int, value: float):
-    self.gamma = nnx.Param(jnp.full(width, value))
+    self.gamma = nnx.Param(jnp.full(width, value, jnp.float32))
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return x * self.gamma[...]

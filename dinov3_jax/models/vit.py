@@ -43,7 +43,7 @@ class VisionTransformer(nnx.Module):
     token = lambda shape: nnx.Param(init(rngs.params(), shape))
     self.cls_token = token((1, 1, width))
     self.storage_tokens = token((1, storage_tokens, width)) if storage_tokens else None
-    self.mask_token = nnx.Param(jnp.zeros((1, width)))
+    self.mask_token = nnx.Param(jnp.zeros((1, width), jnp.float32))
     self.patch_embed = PatchEmbed(patch_size, in_channels, width, rngs=rngs)
 
     @nnx.split_rngs(splits=depth)
