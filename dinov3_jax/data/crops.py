@@ -46,8 +46,12 @@ def random_window(height: int, width: int, scale: tuple[float, float],
 
 
 def resize(image: Image.Image, height: int, width: int) -> Image.Image:
-  """Bicubic, antialiased when it shrinks."""
-  return image.resize((width, height), Image.Resampling.BICUBIC)
+  """Bicubic, antialiased when it shrinks; more than sixfold, averaged by a whole factor first.
+
+  So far apart, the two differ by next to nothing, and a large photograph takes a fraction of the
+  time. The usual sizes never get there and are exactly the reference's.
+  """
+  return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def center_crop(image: np.ndarray, size: int, shorter: int | None = None) -> np.ndarray:

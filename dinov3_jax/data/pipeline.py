@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags, logging
 
 from dinov3_jax.data.crops import MultiCrop
-from dinov3_jax.data.masks import shard_masks
+from dinov3_jax.data.masks import mask_counts, shard_masks
 from dinov3_jax.data.sources import DamagedImage, Source
 
 MIN_SEEN = 100  # images, before a share of damaged ones means anything
@@ -204,6 +204,7 @@ def make_pipeline(source: Source, multi_crops: Sequence[MultiCrop], size_weights
     raise ValueError(f"{shards} data shards cannot be spread over {process_count} processes")
   if not 0 <= seed < 2**32:
     raise ValueError(f"seed {seed} must lie in [0, 2**32)")
+  mask_counts(0, 0, mask_probability, mask_ratio)  # raises now rather than in a worker
   order = grain.MapDataset.range(len(source)).shuffle(seed).repeat()
   maker = BatchMaker(
     source, multi_crops, size_weights, batch_size, shards, seed, mask_probability,

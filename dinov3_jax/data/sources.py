@@ -1,8 +1,9 @@
 """Where images come from: a folder, TFDS, or the embedded OpenMoji set.
 
 A source has a length and gives `source[i] -> {"image": uint8 [H, W, 3] RGB, "label": int, "name":
-str}`, with a label of -1 where there is none; `source.labels` is an int array or None, and
-`source.classes` a list of names or None. It pickles cheaply, for it travels to worker processes.
+str}`, with a label of -1 where there is none. `source.classes` is a list of names, or None where
+there are no labels; `source.labels` an int array, or None also where only reading every image would
+tell (TFDS). A source pickles cheaply, for it travels to worker processes.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> dict: ...
 
 
-def open_source(spec: str, split: str) -> Source:
+def open_source(spec: str | os.PathLike, split: str) -> Source:
   """Opens a source of images.
 
   Args:
@@ -59,6 +60,7 @@ def open_source(spec: str, split: str) -> Source:
   """
   if split not in (*SPLITS, "all"):
     raise ValueError(f"unknown split {split!r}; take one of {', '.join(SPLITS)}, all")
+  spec = os.fspath(spec)
   if spec in ("openmoji", "openmoji:base"):
     from dinov3_jax.data.openmoji import OpenMoji
     return OpenMoji(split, base_only=spec.endswith(":base"))
@@ -163,6 +165,8 @@ class TfdsSource:
   5 % of train where there is none.
   """
 
+  labels = None
+
   def __init__(self, name: str, split: str):
     try:
       import tensorflow_datasets as tfds
@@ -171,7 +175,9 @@ class TfdsSource:
                        "pip install tensorflow-datasets array_record") from error
     self.name = name
     try:
-      builder = tfds.builder(name, file_format="array_record")
+      # TFDS itself reads this variable once, when it is imported.
+      builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"),
+                             file_format="array_record")
       sizes = {key: info.num_examples for key, info in builder.info.splits.items()}
     except Exception as error:
       raise ValueError(f"tfds:{name} cannot be opened: {_first_line(error)}") from error
@@ -194,10 +200,10 @@ class TfdsSource:
                         if isinstance(feature, tfds.features.Image)), None)
     if self._image is None:
       raise ValueError(f"tfds:{name} has no feature that is an image; it has {', '.join(features)}")
-    label = features.get("label")
-    self._label = "label" if isinstance(label, tfds.features.ClassLabel) else None
+    has_label = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
+    self._label = "label" if has_label else None
     self._file_name = "file_name" if "file_name" in features else None
-    self.classes = list(label.names) if self._label else None
+    self.classes = list(features["label"].names) if self._label else None
     self._data = builder.as_data_source(
       split=self.span, decoders={self._image: tfds.decode.SkipDecoding()})
 

@@ -1,0 +1,208 @@
+"""The stream: the same for any number of workers and processes, and restored exactly."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinov3_jax.data import pipeline as pipeline_module
+from dinov3_jax.data.crops import MultiCrop
+from dinov3_jax.data.masks import masked_count
+from dinov3_jax.data.pipeline import TooManyDamaged, make_pipeline
+from dinov3_jax.data.sources import DamagedImage, open_source
+
+SMALL = MultiCrop(32, 16, locals=2, patch_size=8)
+LARGE = MultiCrop(48, 24, gram_size=64, locals=3, patch_size=8)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  """A folder of 21 images, two of them damaged: not enough for a batch of 8 to divide."""
+  root = tmp_path_factory.mktemp("images")
+  rng = np.random.default_rng(0)
+  for i in range(21):
+    Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(root / f"{i:02}.png")
+  for i in (5, 6):
+    (root / f"{i:02}.png").write_bytes(b"broken")
+  return open_source(str(root), "all")
+
+
+class Plain:
+  """An image of one colour for each index, damaged where told."""
+
+  labels = classes = None
+
+  def __init__(self, count, damaged=()):
+    self.count, self.damaged = count, set(damaged)
+
+  def __len__(self):
+    return self.count
+
+  def __getitem__(self, index):
+    if index in self.damaged:
+      raise DamagedImage(f"{index}.jpg", "no image")
+    return {"image": np.full((8, 8, 3), index, np.uint8), "label": -1, "name": f"{index}.jpg"}
+
+
+class Whole:
+  """Stands in for MultiCrop: the image itself, so that a batch tells what was read."""
+
+  global_size, patch_size, shapes = 8, 4, {"global_crops": (2, 8, 8, 3)}
+
+  def __call__(self, image, rng):
+    return {"global_crops": np.stack([image, image])}
+
+
+def stream(source, *, crops=(SMALL, LARGE), weights=(0.5, 0.5), batch_size=8, shards=4,
+           max_damaged=0.5, **options):
+  return make_pipeline(source, crops, weights, batch_size, shards=shards,
+                       max_damaged=max_damaged, **options)
+
+
+def take(pipeline, count):
+  batches = [next(pipeline) for _ in range(count)]
+  pipeline.close()
+  return batches
+
+
+def assert_same(ours, theirs):
+  assert len(ours) == len(theirs)
+  for one, other in zip(ours, theirs):
+    assert set(one) == set(other)
+    for name in one:
+      assert one[name].dtype == other[name].dtype
+      np.testing.assert_array_equal(one[name], other[name])
+
+
+@pytest.fixture(scope="module")
+def reference(source):
+  return take(stream(source), 8)
+
+
+def test_batches_keep_the_contract(reference):
+  seen = set()
+  for batch in reference:
+    crop = LARGE if "gram_crops" in batch else SMALL
+    seen.add(crop)
+    for name, shape in crop.shapes.items():
+      assert batch[name].shape == (8, *shape) and batch[name].dtype == np.uint8
+    patches = (crop.global_size // 8) ** 2
+    count = masked_count(4, patches)
+    assert set(batch) == {*crop.shapes, "masks", "mask_indices", "mask_weights"}
+    assert batch["masks"].shape == (8, 2, patches) and batch["masks"].dtype == bool
+    assert batch["mask_indices"].shape == (4, count) and batch["mask_indices"].dtype == np.int32
+    assert batch["mask_weights"].shape == (4, count) and batch["mask_weights"].dtype == np.float32
+    for shard, masks in enumerate(batch["masks"].reshape(4, -1)):
+      np.testing.assert_array_equal(batch["mask_indices"][shard], np.flatnonzero(masks))
+    assert len({masks.tobytes() for masks in batch["masks"].reshape(4, -1)}) == 4
+  assert seen == {SMALL, LARGE}
+
+
+def test_seed_decides(source, reference):
+  assert_same(take(stream(source), 2), reference[:2])
+  first = take(stream(source, crops=[SMALL], weights=[1.0], seed=1), 1)[0]
+  second = take(stream(source, crops=[SMALL], weights=[1.0], seed=2), 1)[0]
+  for name in ("global_crops", "local_crops", "masks"):
+    assert (first[name] != second[name]).any()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing_and_resume_exactly(source, reference, workers):
+  pipeline = stream(source, workers=workers)
+  assert_same([next(pipeline) for _ in range(3)], reference[:3])
+  if workers == 2:
+    state = json.loads(json.dumps(pipeline.get_state()))
+    next(pipeline)
+    pipeline.set_state(state)
+    assert_same([next(pipeline) for _ in range(2)], reference[3:5])
+  pipeline.close()
+
+
+@pytest.mark.parametrize("step", [0, 1, 5])
+def test_resume_is_exact_and_needs_no_replay(source, reference, step, monkeypatch):
+  pipeline = stream(source)
+  for _ in range(step):
+    next(pipeline)
+  state = json.loads(json.dumps(pipeline.get_state()))
+  pipeline.close()
+
+  resumed = stream(source)
+  resumed.set_state(state)
+  made = []
+  real = pipeline_module.BatchMaker.__call__
+  monkeypatch.setattr(pipeline_module.BatchMaker, "__call__",
+                      lambda self, at: made.append(at) or real(self, at))
+  assert_same(take(resumed, 2), reference[step : step + 2])
+  assert min(made) == step
+  assert resumed.get_state() == {"step": step + 2}
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_one_global_batch(source, reference, processes):
+  parts = [take(stream(source, process_index=i, process_count=processes), 3)
+           for i in range(processes)]
+  whole = [{name: np.concatenate([part[step][name] for part in parts]) for name in parts[0][step]}
+           for step in range(3)]
+  assert_same(whole, reference[:3])
+
+
+def test_every_pass_sees_every_image_in_a_new_order():
+  pipeline = stream(Plain(12), crops=[Whole()], weights=[1.0], batch_size=4, shards=1)
+  seen = np.concatenate([batch["global_crops"][:, 0, 0, 0, 0] for batch in take(pipeline, 6)])
+  for one_pass in (seen[:12], seen[12:]):
+    assert sorted(one_pass) == list(range(12))
+  assert seen[:12].tolist() != seen[12:].tolist() != list(range(12))
+
+
+def test_resolutions_follow_their_weights():
+  class Small(Whole):
+    global_size, shapes = 4, {"global_crops": (2, 4, 4, 3)}
+
+    def __call__(self, image, rng):
+      return {"global_crops": np.stack([image, image])[:, :4, :4]}
+
+  pipeline = stream(Plain(4), crops=[Whole(), Small()], weights=[0.8, 0.2], batch_size=1, shards=1)
+  sides = [batch["global_crops"].shape[2] for batch in take(pipeline, 400)]
+  assert np.mean(np.array(sides) == 8) == pytest.approx(0.8, abs=0.06)
+
+
+def test_damaged_images_are_replaced_named_and_counted(caplog):
+  pipeline = stream(Plain(12, damaged=[3, 4]), crops=[Whole()], weights=[1.0], batch_size=4,
+                    shards=1)
+  seen = np.concatenate([batch["global_crops"][:, 0, 0, 0, 0] for batch in take(pipeline, 6)])
+  assert sorted(seen[:12]) == [0, 1, 2, 5, 5, 5, *range(6, 12)]
+  assert [caplog.text.count(f"{i}.jpg cannot be read") for i in (3, 4)] == [1, 1]
+
+
+def test_too_many_damaged_images_stop_the_run():
+  source = Plain(200, damaged=range(0, 200, 4))
+  pipeline = stream(source, crops=[Whole()], weights=[1.0], batch_size=20, shards=1,
+                    max_damaged=0.1)
+  with pytest.raises(TooManyDamaged, match=r"of \d+ images \(\d+\.\d%\).*more than "
+                     r"max_damaged=10\.0%.*\d+\.jpg cannot be read: no image") as error:
+    for _ in range(10):
+      next(pipeline)
+  pipeline.close()
+  assert 1 < pipeline.get_state()["step"] < 10  # not before 100 images
+  assert "\n" not in str(error.value)
+  tolerant = stream(source, crops=[Whole()], weights=[1.0], batch_size=20, shards=1)
+  take(tolerant, 10)
+
+
+def test_nothing_but_damage_stops_at_once():
+  pipeline = stream(Plain(300, damaged=range(300)), crops=[Whole()], weights=[1.0])
+  with pytest.raises(TooManyDamaged, match="100 images in a row"):
+    next(pipeline)
+  pipeline.close()
+
+
+@pytest.mark.parametrize("wrong, message", [
+  (dict(weights=[1.0]), "2 crop sizes but 1 size weights"),
+  (dict(weights=[0.5, 0.6]), "sum of 1"), (dict(weights=[1.5, -0.5]), "sum of 1"),
+  (dict(batch_size=6), "6 images cannot be spread over 4 data shards"),
+  (dict(process_count=3), "4 data shards cannot be spread over 3 processes"),
+  (dict(seed=-1), "seed -1"), (dict(mask_ratio=(0.5, 0.1)), "must lie in")])
+def test_settings_that_do_not_fit_are_errors(wrong, message):
+  with pytest.raises(ValueError, match=message):
+    stream(Plain(4), **wrong)
