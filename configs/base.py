@@ -1,13 +1,11 @@
-"""Every setting there is, at the values of the ViT-L/16 recipe on ImageNet-1k (paper, appendix C).
+"""Every setting there is, at the values of the reference's ViT-L/16 recipe on ImageNet-1k.
 
 A recipe calls `get_config()` of this file and states only what differs. The result is locked: a
 misspelt key is an error, and a test fails on any key that no code reads.
 """
 
-from ml_collections import ConfigDict, config_dict
-
-optional_int = config_dict.placeholder(int)
-optional_float = config_dict.placeholder(float)
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def constant(value: float) -> dict:
@@ -62,12 +60,12 @@ def get_config() -> ConfigDict:
       untie_global_and_local_cls_norm=False,
       rope=dict(
         base=100.0,  # 0: periods run from min_period to max_period instead
-        min_period=optional_float,
-        max_period=optional_float,
+        min_period=placeholder(float),
+        max_period=placeholder(float),
         normalize="separate",  # separate | max | min
-        shift=optional_float,
-        jitter=optional_float,
-        rescale=optional_float,
+        shift=placeholder(float),
+        jitter=placeholder(float),
+        rescale=placeholder(float),
         dtype="bfloat16",
       ),
     ),
@@ -79,10 +77,10 @@ def get_config() -> ConfigDict:
     gram=dict(
       teacher="none",  # none | ema: the EMA teacher itself | own: a frozen copy with its own crops
       init_from="",  # a run whose teacher is the first Gram teacher; "" takes config.init_from
-      copy_ema_at=optional_int,  # before this step, the EMA teacher becomes the Gram teacher
+      copy_ema_at=placeholder(int),  # before this step, the EMA teacher becomes the Gram teacher
       refresh_every=0,  # steps between further copies; 0: never
       refresh_first=0,  # no copy before this many steps are done
-      max_refreshes=optional_int,
+      max_refreshes=placeholder(int),
       normalized=True,
       image_level=True,
       tokens="all",  # all | masked | unmasked
