@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
+from dinov3_jax.train.sharding import path_name
 from dinov3_jax.train.state import Params, TrainState
 
 FOLDER = "checkpoints"
@@ -94,6 +96,13 @@ def stored_config(folder: epath.Path) -> ConfigDict:
   return ConfigDict(_read_json(folder / "config"))
 
 
+def changes(folder: epath.Path, config: ConfigDict) -> list[str]:
+  """The settings that differ from a checkpoint's, in words."""
+  flat = lambda settings: flatten_dict(json.loads(settings.to_json()), sep=".")
+  old, new = flat(stored_config(folder)), flat(config)
+  return [f"{key}: {old.get(key)} -> {new[key]}" for key in new if old.get(key) != new[key]]
+
+
 def check(folder: epath.Path, abstract_state: TrainState, config: ConfigDict):
   """Says whether a run can go on from `folder` with this state and these settings.
 
@@ -105,14 +114,19 @@ def check(folder: epath.Path, abstract_state: TrainState, config: ConfigDict):
   _check_model(folder, config, advice)
 
 
-def restore(folder: epath.Path, abstract_state: TrainState) -> tuple[TrainState, Any]:
-  """Reads a checkpoint, each shard straight to its device, and the position of its data stream.
+def restore(folder: epath.Path, abstract_state: TrainState) -> TrainState:
+  """Reads a checkpoint that `check` has passed, each shard straight to its device.
 
   Args:
-    folder: from `latest` or `locate`; `check` has passed it.
+    folder: from `latest` or `locate`.
     abstract_state: the state as `ShapeDtypeStruct`s with shardings, of any mesh.
   """
-  return _read_arrays(folder, abstract_state), _read_json(folder / "data")
+  return _read_arrays(folder, abstract_state)
+
+
+def stored_position(folder: epath.Path) -> Any:
+  """Where the data stream stood, as it was given to `Writer.save`."""
+  return _read_json(folder / "data")
 
 
 def check_start(config: ConfigDict, abstract_state: TrainState):
@@ -206,8 +220,7 @@ def _read_json(folder: epath.Path) -> Any:
 
 def _shapes(tree: Any) -> dict[str, str]:
   """Each array's path, and its dtype and shape in words."""
-  name = lambda key: str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
-  return {"/".join(map(name, path)): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+  return {path_name(path): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
           for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 

@@ -1,0 +1,131 @@
+"""Trains a model: `python -m dinov3_jax.main --config=configs/quickstart.py --workdir=DIR`.
+
+Any setting can be changed on the command line (`--config.train.batch_size=64`). The same command
+again goes on from the newest checkpoint in the workdir.
+"""
+
+import difflib
+import logging
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and pictures.")
+
+
+class UsageError(Exception):
+  """A command line that cannot be obeyed; says what to do."""
+
+
+def parse(argv: list[str]) -> tuple[ConfigDict, str]:
+  """The settings, overrides included, and the workdir.
+
+  Raises:
+    UsageError: an unknown flag or setting, a value of the wrong kind, no such config.
+  """
+  path = next((value for flag, value in zip(argv, [*argv[1:], ""]) if flag == "--config"), "")
+  path = next((arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")), path)
+  if path:
+    check_overrides(load_config(path), argv)
+  try:
+    flags.FLAGS(argv)
+  except (flags.Error, TypeError, ValueError) as error:
+    raise UsageError(str(error).splitlines()[0]) from error
+  for flag in (CONFIG, WORKDIR):
+    if not flag.value:
+      raise UsageError(f"--{flag.name} is missing: python -m dinov3_jax.main "
+                       "--config=configs/quickstart.py --workdir=DIR")
+  return CONFIG.value, WORKDIR.value
+
+
+def load_config(path: str) -> ConfigDict:
+  """What the `get_config` of a config file returns; `path` may be `FILE:ARGUMENT`."""
+  file, *argument = path.split(":", 1)
+  if not os.path.isfile(file):
+    raise UsageError(f"no config file {file}")
+  try:
+    return runpy.run_path(file)["get_config"](*argument)
+  except Exception as error:
+    reason = " ".join(str(error.args[0] if error.args else "").split())
+    raise UsageError(f"{file} is no valid config: {type(error).__name__}: {reason}") from error
+
+
+def check_overrides(config: ConfigDict, argv: list[str]):
+  """Raises a UsageError for the first `--config.KEY` that is no setting."""
+
+  def keys(settings, prefix=""):
+    for name, value in settings.items():
+      yield prefix + name
+      if isinstance(value, dict):
+        yield from keys(value, f"{prefix}{name}.")
+
+  known = list(keys(config.to_dict()))
+  for arg in argv:
+    match = re.match(r"--?config\.([^=\[]+)", arg)
+    if match and match[1] not in known:
+      key = match[1]
+      leaf = lambda name: name.rsplit(".", 1)[-1]
+      near = (difflib.get_close_matches(key, known, 3)
+              or [name for name in known if leaf(name) == leaf(key)])
+      hint = f"; did you mean {' or '.join(near)}?" if near else "; see configs/base.py"
+      raise UsageError(f"unknown setting {key}{hint}")
+
+
+class Console(logging.Handler):
+  """Prints where a progress bar can make room: it replaces `sys.stdout` and `sys.stderr`."""
+
+  def emit(self, record: logging.LogRecord):
+    print(self.format(record), flush=True,
+          file=sys.stdout if record.levelno <= logging.INFO else sys.stderr)
+
+
+def set_up_logging():
+  """Time and message for our own lines; of the libraries, warnings alone."""
+  console = Console()
+  console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+  logging.getLogger().handlers = [console]
+  logging.getLogger().setLevel(logging.WARNING)
+  logging.getLogger("dinov3_jax").setLevel(logging.INFO)
+
+
+def main() -> int:
+  """Runs the command; returns its exit code."""
+  app.define_help_flags()
+  try:
+    config, workdir = parse(sys.argv)
+  except UsageError as error:
+    return fail(error, 2)
+  set_up_logging()
+
+  import jax  # not before the command line is known to be right: it takes seconds
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(cache / "dinov3_jax" / "xla"))
+  from dinov3_jax.data.pipeline import TooManyDamaged
+  from dinov3_jax.train import loop
+
+  try:
+    run = loop.prepare(config, workdir)
+  except (ValueError, OSError, TooManyDamaged) as error:
+    return fail(error)
+  try:
+    loop.run(run)
+  except (FloatingPointError, OSError, TooManyDamaged) as error:
+    return fail(error)
+  return 0
+
+
+def fail(error: Exception, code: int = 1) -> int:
+  """Prints an error that needs no trace."""
+  print(f"error: {error}", file=sys.stderr)
+  return code
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,125 @@
+"""The teacher watched while it learns: k-NN on held-out images, and pictures of its patches."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dinov3_jax.data.crops import center_crop
+from dinov3_jax.data.sources import DamagedImage, Source
+from dinov3_jax.evals import pca
+from dinov3_jax.evals.knn import knn_accuracy
+from dinov3_jax.train.objective import normalise
+from dinov3_jax.train.sharding import batch_sharding, data_shards
+from dinov3_jax.train.state import Params, TrainState, abstract_modules
+
+log = logging.getLogger(__name__)
+
+BATCH = 64  # images that go through the network at once, about
+
+
+def read_images(source: Source, indices: Sequence[int], size: int, batch: int
+                ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Batches of images uint8 [b, size, size, 3] and their labels [b]; damaged ones are left out.
+
+  The shorter side becomes 8/7 of `size` (256 for the usual 224), of which the middle is taken.
+  """
+
+  def read(index):
+    try:
+      item = source[int(index)]
+    except DamagedImage:
+      return None
+    return center_crop(item["image"], size, size * 8 // 7), item["label"]
+
+  with ThreadPoolExecutor() as threads:
+    for i in range(0, len(indices), batch):
+      found = [item for item in threads.map(read, indices[i:i + batch]) if item is not None]
+      if found:
+        images, labels = zip(*found)
+        yield np.stack(images), np.array(labels)
+
+
+class Evaluation:
+  """Every `config.evals.every` steps and after the last, a k-NN accuracy and a picture.
+
+  `knn_top1` and `knn_top5` are those of the weighted k-NN of the teacher's CLS feature, with a
+  fixed choice of at most `knn_images` training images as the bank and all held-out ones as queries.
+  `pictures/step_*.png` has held-out images beside the PCA of their patch features.
+  """
+
+  def __init__(self, config, workdir: epath.Path, mesh: Mesh, bank: Source, held_out: Source):
+    self._steps, self._evals = config.train.steps, config.evals
+    self._folder, self._bank, self._held_out = workdir / "pictures", bank, held_out
+    if held_out.labels is None:
+      log.info("no k-NN evaluation: the images have no labels")
+    shards = data_shards(mesh)
+    self._batch = -(-BATCH // shards) * shards
+    self._layout = batch_sharding(mesh)
+    self._tokens = _make_tokens(config, mesh)
+
+  def __call__(self, step: int, state: TrainState, metrics: dict[str, float]):
+    if step % self._evals.every and step != self._steps:
+      return
+    backbone = state.teacher["backbone"]
+    if self._held_out.labels is not None:
+      metrics |= self._knn(backbone)
+    self._draw(backbone, self._folder / f"step_{step:07d}.png")
+
+  def close(self):
+    pass
+
+  def _forward(self, backbone: Params, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Features of up to a batch of images, which is filled up so that one program serves all."""
+    filled = np.pad(images, ((0, self._batch - len(images)), (0, 0), (0, 0), (0, 0)))
+    tokens = self._tokens(backbone, jax.device_put(filled, self._layout))
+    return {name: np.asarray(x)[:len(images)] for name, x in tokens.items()}
+
+  def _features(self, backbone: Params, source: Source, indices: Sequence[int]):
+    """CLS features and labels of those images that have a label and can be read."""
+    indices = [i for i in indices if source.labels[i] >= 0]
+    features, labels = [], []
+    for images, some in read_images(source, indices, self._evals.image_size, self._batch):
+      features.append(self._forward(backbone, images)["cls"])
+      labels.append(some)
+    return np.concatenate(features), np.concatenate(labels)
+
+  def _knn(self, backbone: Params) -> dict[str, float]:
+    count = min(self._evals.knn_images, len(self._bank))
+    chosen = np.sort(np.random.default_rng(0).choice(len(self._bank), count, replace=False))
+    bank = self._features(backbone, self._bank, chosen)
+    queries = self._features(backbone, self._held_out, range(len(self._held_out)))
+    k = min(self._evals.knn_k, len(bank[0]))
+    accuracy = knn_accuracy(*bank, *queries, k=k)[k]
+    return {f"knn_{name}": value for name, value in accuracy.items()}
+
+  def _draw(self, backbone: Params, path: epath.Path):
+    # Evenly spread, for neighbours in a source are often alike.
+    count = min(self._evals.pictures, len(self._held_out), self._batch)
+    chosen = np.arange(count) * len(self._held_out) // max(count, 1)
+    for images, _ in read_images(self._held_out, chosen, self._evals.image_size, self._batch):
+      patches = self._forward(backbone, images)["patches"]
+      side = round(patches.shape[1] ** 0.5)
+      patches = patches.reshape(len(images), side, side, -1)
+      if jax.process_index() == 0:
+        pca.save(path, pca.pca_picture(images, patches))
+
+
+def _make_tokens(config, mesh: Mesh):
+  """The jitted forward of a backbone: images uint8 [B, S, S, 3] to float32 `cls` and `patches`."""
+  graph = abstract_modules(config)[0]["backbone"]
+  dtype = jnp.dtype(config.train.dtype)
+  crops = config.crops
+
+  def tokens(backbone: Params, images: jax.Array) -> dict[str, jax.Array]:
+    model = nnx.merge(graph, jax.tree.map(lambda p: p.astype(dtype), backbone))
+    out = model(normalise(images[:, None], crops.mean, crops.std, dtype))
+    return {name: out[name].astype(jnp.float32) for name in ("cls", "patches")}
+
+  return jax.jit(tokens, out_shardings=NamedSharding(mesh, PartitionSpec()))
