@@ -1,0 +1,33 @@
+# Sourced from the repository's root: `. launch/environment.sh EXTRAS` makes .venv if it is missing,
+# installs the package with these extras if they, setup.py or the Python changed, and activates it.
+
+if [ ! -d .venv ]; then
+  for python in python3.12 python3.13 python3.11 python3; do
+    # ensurepip: some systems ship a Python that cannot make a virtual environment.
+    if "$python" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      break
+    fi
+    python=
+  done
+  if [ -z "$python" ]; then
+    echo "error: no Python 3.11 or newer with venv found: install python3.12 and python3.12-venv" >&2
+    exit 1
+  fi
+  echo "making .venv with $("$python" --version)"
+  "$python" -m venv .venv
+fi
+
+if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+  echo "error: .venv has no working Python with pip: remove it and run this again" >&2
+  exit 1
+fi
+. .venv/bin/activate
+
+# Editable, so that only what it depends on can be out of date.
+wanted="$1 $(python --version) $(cat setup.py pyproject.toml | cksum)"
+stamp=".venv/installed-${1//,/-}"
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+  echo "installing dinov3_jax[$1] into .venv"
+  python -m pip install --quiet --disable-pip-version-check -e ".[$1]"
+  echo "$wanted" > "$stamp"
+fi

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Style and tests. All it needs is Python 3.11+.
+#
+#   bash launch/test.sh [PYTEST OPTIONS]      such as tests/losses, or -k resume
+#
+# The tests compare with PyTorch, which on Linux comes with CUDA; without, it is gigabytes smaller:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu bash launch/test.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh quickstart,test
+
+ruff check
+python -m pytest "$@"
