@@ -131,7 +131,7 @@ class Pipeline:
     # A batch is one element, so that the order does not depend on who makes it.
     steps = grain.MapDataset.range(self._step, LAST_STEP).map(self._maker)
     if not self._workers:
-      threads = os.cpu_count() or 1
+      threads = min(8, os.cpu_count() or 1)
       return iter(steps.to_iter_dataset(grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=threads + 1)))
     serial = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)

@@ -89,7 +89,8 @@ def decode(data: bytes | os.PathLike, name: str) -> np.ndarray:
   """
   try:
     with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-      return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+      ImageOps.exif_transpose(image, in_place=True)
+      return np.asarray(image.convert("RGB"))
   except Exception as error:  # Pillow's decoders raise nearly anything
     raise DamagedImage(name, error) from error
 

@@ -42,7 +42,7 @@ class Plain:
   def __getitem__(self, index):
     if index in self.damaged:
       raise DamagedImage(f"{index}.jpg", "no image")
-    return {"image": np.full((8, 8, 3), index, np.uint8), "label": -1, "name": f"{index}.jpg"}
+    return {"image": np.full((8, 8, 3), index % 256, np.uint8), "label": -1, "name": f"{index}.jpg"}
 
 
 class Whole:
@@ -107,16 +107,12 @@ def test_seed_decides(source, reference):
     assert (first[name] != second[name]).any()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing_and_resume_exactly(source, reference, workers):
+@pytest.mark.parametrize("workers, step", [(1, 0), (2, 3)])
+def test_workers_change_nothing(source, reference, workers, step):
   pipeline = stream(source, workers=workers)
-  assert_same([next(pipeline) for _ in range(3)], reference[:3])
-  if workers == 2:
-    state = json.loads(json.dumps(pipeline.get_state()))
-    next(pipeline)
-    pipeline.set_state(state)
-    assert_same([next(pipeline) for _ in range(2)], reference[3:5])
-  pipeline.close()
+  pipeline.set_state({"step": step})
+  assert_same(take(pipeline, 4), reference[step : step + 4])
+  assert pipeline.get_state() == {"step": step + 4}
 
 
 @pytest.mark.parametrize("step", [0, 1, 5])
@@ -162,7 +158,8 @@ def test_resolutions_follow_their_weights():
     def __call__(self, image, rng):
       return {"global_crops": np.stack([image, image])[:, :4, :4]}
 
-  pipeline = stream(Plain(4), crops=[Whole(), Small()], weights=[0.8, 0.2], batch_size=1, shards=1)
+  pipeline = stream(Plain(5000), crops=[Whole(), Small()], weights=[0.8, 0.2], batch_size=1,
+                    shards=1)
   sides = [batch["global_crops"].shape[2] for batch in take(pipeline, 400)]
   assert np.mean(np.array(sides) == 8) == pytest.approx(0.8, abs=0.06)
 
