@@ -17,7 +17,8 @@ def gram_loss(student: Array, teacher: Array, normalized: bool = True, image_lev
 
     L = mean_ij (s_i . s_j - t_i . t_j)^2
 
-  over the pairs of tokens of one image, or of the whole batch.
+  over the pairs of tokens of one image, or of the whole batch (`jax.vmap` over shards makes that
+  the batch of one device, as in the reference, and spares a gather of all tokens).
 
   Args:
     student: [B, N, D] patch features, any float dtype.

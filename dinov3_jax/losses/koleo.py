@@ -35,9 +35,13 @@ def koleo_loss(features: Array, group: int, topk: int = 1, eps: float = 1e-8) ->
   fixed = jax.lax.stop_gradient(x)
   similarity = jnp.einsum("...id,...jd->...ij", fixed, fixed, precision="highest")
   similarity = jnp.where(jnp.eye(group, dtype=bool), -jnp.inf, similarity)
-  _, nearest = jax.lax.top_k(similarity, topk)
-  # A product with one-hot rows, not a gather: its transpose is no scatter, and it stays on a shard.
-  nearest = jax.nn.one_hot(nearest, group)
-  neighbours = jnp.einsum("...itj,...jd->...itd", nearest, x, precision="highest")
-  distance = jnp.linalg.norm(x[..., None, :] - neighbours + eps, axis=-1)
-  return -jnp.mean(jnp.log(distance + eps))
+  total = 0.0
+  for _ in range(topk):
+    # One-hot products in place of a top-k and a gather: both stay on their shard, and so does the
+    # transpose, which is no scatter.
+    nearest = jax.nn.one_hot(similarity.argmax(axis=-1), group)
+    neighbour = jnp.einsum("...ij,...jd->...id", nearest, x, precision="highest")
+    distance = jnp.linalg.norm(x - neighbour + eps, axis=-1)
+    total += jnp.mean(jnp.log(distance + eps))
+    similarity = jnp.where(nearest > 0, -jnp.inf, similarity)
+  return -total / topk
