@@ -12,11 +12,8 @@ import runpy
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and pictures.")
 
 
 class UsageError(Exception):
@@ -29,19 +26,25 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str]:
   Raises:
     UsageError: an unknown flag or setting, a value of the wrong kind, no such config.
   """
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=values)
+  workdir = flags.DEFINE_string("workdir", None, "The run's folder.", flag_values=values)
+
   path = next((value for flag, value in zip(argv, [*argv[1:], ""]) if flag == "--config"), "")
   path = next((arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")), path)
   if path:
     check_overrides(load_config(path), argv)
   try:
-    flags.FLAGS(argv)
+    rest = values(argv)[1:]
   except (flags.Error, TypeError, ValueError) as error:
     raise UsageError(str(error).splitlines()[0]) from error
-  for flag in (CONFIG, WORKDIR):
+  if rest:
+    raise UsageError(f"what is {rest[0]}? Give --config=FILE, --workdir=DIR and --config.KEY=VALUE")
+  for flag in (config, workdir):
     if not flag.value:
       raise UsageError(f"--{flag.name} is missing: python -m dinov3_jax.main "
                        "--config=configs/quickstart.py --workdir=DIR")
-  return CONFIG.value, WORKDIR.value
+  return config.value, workdir.value
 
 
 def load_config(path: str) -> ConfigDict:
@@ -71,7 +74,7 @@ def check_overrides(config: ConfigDict, argv: list[str]):
     if match and match[1] not in known:
       key = match[1]
       leaf = lambda name: name.rsplit(".", 1)[-1]
-      near = (difflib.get_close_matches(key, known, 3)
+      near = (difflib.get_close_matches(key, known, 2, cutoff=0.75)
               or [name for name in known if leaf(name) == leaf(key)])
       hint = f"; did you mean {' or '.join(near)}?" if near else "; see configs/base.py"
       raise UsageError(f"unknown setting {key}{hint}")
@@ -96,7 +99,9 @@ def set_up_logging():
 
 def main() -> int:
   """Runs the command; returns its exit code."""
-  app.define_help_flags()
+  if "--help" in sys.argv:
+    print(f"{__doc__}\nThe settings, and what they mean, are those of configs/base.py.")
+    return 0
   try:
     config, workdir = parse(sys.argv)
   except UsageError as error:

@@ -152,11 +152,13 @@ class LogLine:
 class ProgressBar(LogLine):
   """A bar with loss, images/s and the time left, for a terminal."""
 
-  def __init__(self, steps: int, images: int, start: int):
+  def __init__(self, steps: int, images: int, start: int, console=None):
+    """`start` is how many steps are done; `console` one of rich's (None: stdout)."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     super().__init__(steps, images)
     self._progress = Progress(BarColumn(bar_width=None), MofNCompleteColumn(),
-                              TextColumn("{task.fields[text]}"), expand=True)
+                              TextColumn("{task.fields[text]}"), expand=True,
+                              console=console)
     self._task = self._progress.add_task("", total=steps, completed=start, text="compiling")
     self._progress.start()
     self._progress.console.show_cursor(True)  # a killed process must not leave a terminal without

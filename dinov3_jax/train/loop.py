@@ -214,7 +214,10 @@ def check_settings(config: ConfigDict):
                      f"not {config.train.dtype!r}")
   lists = ("global_sizes", "local_sizes", "gram_sizes", "size_weights")
   if len({len(crops[key]) for key in lists}) > 1:
-    raise ValueError(f"crops.{', '.join(lists)} must be of one length, a resolution each")
+    raise ValueError(f"crops.{', '.join(lists)} must be of one length, an entry a resolution")
+  for key in lists[:3]:
+    if not all(isinstance(size, int) for size in crops[key]):
+      raise ValueError(f"crops.{key} must be whole numbers of pixels, not {tuple(crops[key])}")
   if {size > 0 for size in crops.gram_sizes} != {has_gram_teacher(config)}:
     raise ValueError(f"gram.teacher={config.gram.teacher!r} does not go with crops.gram_sizes="
                      f"{tuple(crops.gram_sizes)}: a teacher of its own needs sizes above 0, no "

@@ -1,0 +1,246 @@
+import json
+import os
+import signal
+import threading
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import base
+from dinov3_jax.train import checkpoint, loop
+from dinov3_jax.train.state import TrainState
+
+STEPS = 8
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("images")
+  rng = np.random.default_rng(0)
+  for i in range(12):
+    Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / f"{i}.png")
+  return str(folder)
+
+
+@pytest.fixture
+def config(images):
+  config = base.get_config()
+  config.update_from_flattened_dict({
+    "model.patch_size": 8, "crops.global_sizes": (16,), "crops.local_sizes": (8,),
+    "crops.locals": 2, "data.source": images, "data.workers": 0, "train.steps": STEPS,
+    "train.batch_size": 2, "checkpoint.every": 2, "checkpoint.keep": 2, "checkpoint.keep_every": 0,
+    "evals.every": 0, "log_every": 2})
+  return config
+
+
+@pytest.fixture(autouse=True)
+def method(monkeypatch):
+  """A stand-in for the method, quick to compile: parameters that remember all data they saw."""
+
+  class Method:
+    def __init__(self):
+      self.bad_steps = ()  # steps that are not finite
+      self.at = {}  # what to do in the middle of a step's hooks
+
+  method = Method()
+
+  def init_state(config):
+    params = lambda: {"backbone": {"cls_token": jnp.zeros((1, 1, 4))}}
+    return TrainState(jnp.zeros((), jnp.int32), params(), params(), None, ())
+
+  def make_train_step(config):
+    def step(state, batch):
+      seen = batch["global_crops"].astype(jnp.float32).mean()
+      bad = jnp.isin(state.step + 1, jnp.array([-1, *method.bad_steps]))
+      token = state.student["backbone"]["cls_token"]
+      token = jnp.where(bad, token, 0.9 * token + seen)
+      params = {"backbone": {"cls_token": token}}
+      metrics = {"loss": jnp.where(bad, jnp.nan, seen), "skipped": bad.astype(jnp.float32)}
+      return TrainState(state.step + 1, params, params, None, ()), metrics
+    return step
+
+  class Act:
+    def __call__(self, step, state, metrics):
+      method.at.get(step, lambda: None)()
+
+    def close(self):
+      pass
+
+  make_hooks = loop.make_hooks
+  monkeypatch.setattr(loop, "init_state", init_state)
+  monkeypatch.setattr(loop, "make_train_step", make_train_step)
+  monkeypatch.setattr(loop, "make_hooks", lambda run: [*make_hooks(run), Act()])
+  return method
+
+
+def steps_of(workdir):
+  return [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved(workdir):
+  return sorted(map(int, os.listdir(workdir / "checkpoints")))
+
+
+def interrupt(number=signal.SIGTERM):
+  return lambda: os.kill(os.getpid(), number)
+
+
+def test_trains_logs_and_saves(config, tmp_path):
+  state = loop.train(config, tmp_path)
+  assert int(state.step) == STEPS
+  assert steps_of(tmp_path) == [2, 4, 6, 8]
+  assert saved(tmp_path) == [6, 8]
+  restored = checkpoint.restore(
+    checkpoint.latest(tmp_path),
+    jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state))
+  chex.assert_trees_all_equal(restored, state)
+  assert state.student["backbone"]["cls_token"].any()  # the stand-in did see data
+  assert json.loads((tmp_path / "config.json").read_text())["train"]["batch_size"] == 2
+  assert any("tfevents" in name for name in os.listdir(tmp_path / "tensorboard"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_next_run_goes_on_bit_for_bit(config, method, tmp_path, number):
+  undisturbed = loop.train(config, tmp_path / "undisturbed")
+  before = signal.getsignal(number)
+  method.at = {3: interrupt(number)}
+  stopped = loop.train(config, tmp_path / "stopped")
+  assert int(stopped.step) == 3 and 3 in saved(tmp_path / "stopped")
+  assert signal.getsignal(number) is before
+  method.at = {}
+  state = loop.train(config, tmp_path / "stopped")
+  chex.assert_trees_all_equal(state, undisturbed)
+  assert steps_of(tmp_path / "stopped") == [2, 4, 6, 8]
+
+
+def test_a_crash_repeats_steps_but_no_lines(config, method, tmp_path):
+  undisturbed = loop.train(config, tmp_path / "undisturbed")
+
+  def crash():
+    raise RuntimeError("power cut")
+
+  config.log_every = 1
+  method.at = {5: crash}
+  with pytest.raises(RuntimeError, match="power cut"):
+    loop.train(config, tmp_path / "crashed")
+  assert steps_of(tmp_path / "crashed") == [1, 2, 3, 4, 5]
+  assert saved(tmp_path / "crashed") == [2, 4]
+  method.at = {}
+  chex.assert_trees_all_equal(loop.train(config, tmp_path / "crashed"), undisturbed)
+  assert steps_of(tmp_path / "crashed") == list(range(1, STEPS + 1))
+
+
+def test_a_finished_run_has_nothing_left_to_do(config, tmp_path):
+  state = loop.train(config, tmp_path)
+  chex.assert_trees_all_equal(loop.train(config, tmp_path), state)
+  assert steps_of(tmp_path) == [2, 4, 6, 8]
+  config.train.steps = STEPS + 2
+  assert int(loop.train(config, tmp_path).step) == STEPS + 2
+  assert steps_of(tmp_path) == [2, 4, 6, 8, 10]
+
+
+def test_forgives_as_many_skipped_steps_as_allowed(config, method, tmp_path):
+  config.train.max_skipped_steps = 2
+  method.bad_steps = (2, 5, 6, 8)
+  loop.train(config, tmp_path)
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [line["skipped"] for line in lines] == [1, 0, 2, 1]
+  assert ["loss" in line for line in lines] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("bad, named", [((4, 5, 6), 6), ((6, 7, 8), 8)])
+def test_one_skipped_step_too_many_stops_and_names_it(config, method, tmp_path, bad, named):
+  config.train.max_skipped_steps = 2
+  method.bad_steps = bad
+  with pytest.raises(FloatingPointError, match=f"step {named} "):
+    loop.train(config, tmp_path)
+  assert max(saved(tmp_path)) <= named
+
+
+def test_reading_skipped_never_holds_back_the_next_step():
+  """A step's answer is looked at only once the next one was handed in."""
+  looked = []
+
+  class Answer:
+    def __init__(self, step):
+      self.step = step
+
+    def __bool__(self):
+      looked.append(self.step)
+      return False
+
+  skipped = loop.SkippedSteps(0)
+  for step in (1, 2, 3):
+    skipped(step, {"skipped": Answer(step)})
+    assert looked == list(range(1, step))
+  skipped.close()
+  assert looked == [1, 2, 3]
+
+
+def test_works_in_another_thread(config, tmp_path):
+  """Where no signal handler can be set, as in some notebooks."""
+  result = []
+  thread = threading.Thread(target=lambda: result.append(loop.train(config, tmp_path)))
+  thread.start()
+  thread.join()
+  assert int(result[0].step) == STEPS
+
+
+def test_waiting_for_data_and_speed_leave_hooks_out(config, method, tmp_path):
+  method.at = {3: lambda: time.sleep(1)}
+  loop.train(config, tmp_path)
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert all(0 <= line["data_wait"] <= 1 for line in lines)
+  # Two steps of two images, with the second of sleep between them, would be less than 4.
+  assert lines[1]["images_per_second"] > 4
+
+
+@pytest.mark.parametrize("changes, message", [
+  ({"crops.global_sizes": (20,)}, "crop size 20"),
+  ({"crops.local_sizes": (9,)}, "crop size 9"),
+  ({"crops.global_sizes": (16, 24)}, "one length"),
+  ({"crops.global_sizes": ("abc",)}, "whole numbers"),
+  ({"crops.gram_sizes": (32,)}, "gram.teacher"),
+  ({"gram.teacher": "own"}, "gram.teacher"),
+  ({"train.dtype": "float12"}, "train.dtype"),
+  ({"train.steps": 0}, "train.steps"),
+  ({"checkpoint.every": 0}, "checkpoint.every"),
+  ({"evals.every": 4, "evals.image_size": 20}, "evals.image_size"),
+  ({"mesh.fsdp": 3}, "mesh"),
+  ({"data.source": "/nowhere"}, "/nowhere"),
+  ({"init_from": "/nowhere"}, "no checkpoint in /nowhere"),
+])
+def test_refuses_what_cannot_work(config, tmp_path, changes, message):
+  config.update_from_flattened_dict(changes)
+  with pytest.raises((ValueError, OSError), match=message) as caught:
+    loop.prepare(config, tmp_path)
+  assert "\n" not in str(caught.value)
+  assert not os.listdir(tmp_path)
+
+
+def test_refuses_a_workdir_that_it_cannot_write(config, tmp_path):
+  file = tmp_path / "file"
+  file.write_text("keep me")
+  for workdir in (file, file / "below"):
+    with pytest.raises(OSError, match=r"cannot write to .*--workdir"):
+      loop.prepare(config, workdir)
+  assert file.read_text() == "keep me"
+
+
+def test_refuses_a_checkpoint_of_another_model_and_leaves_it(config, method, tmp_path, monkeypatch):
+  state = loop.train(config, tmp_path)
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+  wide = lambda config: TrainState(*(jax.tree.map(lambda x: jnp.zeros((1, 1, 6)), state.student)
+                                     if i in (1, 2) else part for i, part in
+                                     enumerate((state.step, None, None, None, ()))))
+  monkeypatch.setattr(loop, "init_state", wide)
+  with pytest.raises(ValueError, match=r"cls_token is float32\[1, 1, 4\] there, "
+                                       r"float32\[1, 1, 6\] here"):
+    loop.prepare(config, tmp_path)
+  assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")
+                    if path.is_file()}
