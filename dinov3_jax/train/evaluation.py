@@ -1,7 +1,7 @@
 """The teacher watched while it learns: k-NN on held-out images, and pictures of its patches."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -69,7 +69,8 @@ class Evaluation:
       return
     backbone = state.teacher["backbone"]
     if self._held_out.labels is not None:
-      metrics |= self._knn(backbone)
+      accuracy = self.knn(lambda images: self.cls(backbone, images))
+      metrics |= {f"knn_{name}": value for name, value in accuracy.items()}
     self._draw(backbone, self._folder / f"step_{step:07d}.png")
 
   def close(self):
@@ -81,23 +82,29 @@ class Evaluation:
     tokens = self._tokens(backbone, jax.device_put(filled, self._layout))
     return {name: np.asarray(x)[:len(images)] for name, x in tokens.items()}
 
-  def _features(self, backbone: Params, source: Source, indices: Sequence[int]):
-    """CLS features and labels of those images that have a label and can be read."""
-    indices = [i for i in indices if source.labels[i] >= 0]
-    features, labels = [], []
-    for images, some in read_images(source, indices, self._evals.image_size, self._batch):
-      features.append(self._forward(backbone, images)["cls"])
-      labels.append(some)
-    return np.concatenate(features), np.concatenate(labels)
+  def cls(self, backbone: Params, images: np.ndarray) -> np.ndarray:
+    """The CLS features [b, D], float32, of up to a batch of images uint8 [b, S, S, 3]."""
+    return self._forward(backbone, images)["cls"]
 
-  def _knn(self, backbone: Params) -> dict[str, float]:
+  def knn(self, features: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
+    """The k-NN accuracies top1 and top5, shares of 1, of any features of the held-out images.
+
+    Args:
+      features: of up to a batch of images, uint8 [b, S, S, 3] -> float32 [b, D].
+    """
+
+    def extract(source, indices):  # of the images that have a label and can be read
+      indices = [i for i in indices if source.labels[i] >= 0]
+      found, labels = zip(*((features(images), labels) for images, labels in
+                            read_images(source, indices, self._evals.image_size, self._batch)))
+      return np.concatenate(found), np.concatenate(labels)
+
     count = min(self._evals.knn_images, len(self._bank))
     chosen = np.sort(np.random.default_rng(0).choice(len(self._bank), count, replace=False))
-    bank = self._features(backbone, self._bank, chosen)
-    queries = self._features(backbone, self._held_out, range(len(self._held_out)))
+    bank = extract(self._bank, chosen)
+    queries = extract(self._held_out, range(len(self._held_out)))
     k = min(self._evals.knn_k, len(bank[0]))
-    accuracy = knn_accuracy(*bank, *queries, k=k)[k]
-    return {f"knn_{name}": value for name, value in accuracy.items()}
+    return knn_accuracy(*bank, *queries, k=k)[k]
 
   def _draw(self, backbone: Params, path: epath.Path):
     # Evenly spread, for neighbours in a source are often alike.
