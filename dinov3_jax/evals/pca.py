@@ -1,10 +1,9 @@
 """Pictures of patch features: their main directions as colours, and similarities as a map."""
 
 import math
-import os
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
 # A perceptually even ramp: dark blue, purple, red, orange, pale yellow.
@@ -160,8 +159,9 @@ def pca_picture(images, patches, mask=None, joint: bool = True, columns: int | N
   return grid([[image, enlarge(c, height, width)] for image, c in zip(images, colours)], columns)
 
 
-def save(path: str | os.PathLike, canvas: np.ndarray) -> None:
-  """Writes a uint8 canvas [H, W, 3]; the suffix of `path` names the format."""
-  path = Path(path)
+def save(path: epath.PathLike, canvas: np.ndarray) -> None:
+  """Writes a uint8 canvas [H, W, 3]; the suffix of `path`, local or in a bucket, is the format."""
+  path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(canvas).save(path)
+  with path.open("wb") as file:
+    Image.fromarray(canvas).save(file, Image.registered_extensions()[path.suffix.lower()])

@@ -1,0 +1,85 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinov3_jax.data.preprocess import IMAGENET, SATELLITE, Preprocess, preprocess
+from dinov3_jax.data.sources import DamagedImage
+
+
+@pytest.fixture
+def image():
+  return np.random.default_rng(0).integers(256, size=(60, 100, 3), dtype="u1")
+
+
+@pytest.mark.parametrize("weights, expected", [
+  ("", IMAGENET),
+  ("vits16", IMAGENET),
+  ("facebook/dinov3-vitl16-pretrain-lvd1689m", IMAGENET),
+  ("facebook/dinov3-vitl16-pretrain-sat493m", SATELLITE),
+  ("/some/where/dinov3_vit7b16_pretrain_sat493m-a6675841.pth", SATELLITE),
+  ("SAT-493M", SATELLITE),
+  ("/saturday/vitl16.pth", IMAGENET),
+])
+def test_statistics_of_weights(weights, expected):
+  made = preprocess(weights)
+  assert (made.mean, made.std) == expected
+  assert made == Preprocess(*expected) and made.size == 224 and made.resize == "square"
+
+
+def test_a_folder_may_say_its_own(tmp_path):
+  (tmp_path / "preprocessor_config.json").write_text(
+    json.dumps(dict(image_mean=[0.1, 0.2, 0.3], image_std=[1, 2, 3])))
+  assert preprocess(tmp_path) == Preprocess((0.1, 0.2, 0.3), (1, 2, 3))
+
+
+@pytest.mark.parametrize("size", [32, (48, 80), (224, 16)])
+def test_stretches_as_torch_does(image, size):
+  torch = pytest.importorskip("torch")
+  height, width = (size, size) if isinstance(size, int) else size
+  x = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
+  x = torch.nn.functional.interpolate(x, (height, width), mode="bilinear", antialias=True)
+  mean, std = (torch.tensor(v)[:, None, None] for v in IMAGENET)
+  expected = ((x[0] - mean) / std).permute(1, 2, 0).numpy()
+  got = preprocess(size=size)(image)
+  assert got.dtype == np.float32 and got.shape == (height, width, 3)
+  np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_normalises_alone(image):
+  got = preprocess("sat493m", resize=None)(image)
+  np.testing.assert_allclose(got[..., 2], (image[..., 2] / 255 - 0.296) / 0.143, atol=1e-5)
+  assert got.shape == image.shape
+
+
+def test_shorter_side_then_middle(image):
+  got = preprocess(size=28, resize="shorter")(image)
+  small = Image.fromarray(image).resize((53, 32), Image.BICUBIC)
+  middle = np.asarray(small)[2:30, 12:40]  # half a column rounds to the even one
+  np.testing.assert_allclose(got, preprocess(resize=None)(middle), atol=1e-6)
+
+
+def test_all_kinds_of_images(image, tmp_path):
+  prepare = Preprocess(size=16)
+  expected = prepare(image)
+  Image.fromarray(image).save(tmp_path / "image.png")
+  np.testing.assert_array_equal(prepare(tmp_path / "image.png"), expected)
+  np.testing.assert_array_equal(prepare(str(tmp_path / "image.png")), expected)
+  np.testing.assert_array_equal(prepare(Image.fromarray(image).convert("RGBA")), expected)
+  batch = prepare(np.stack([image, 255 - image]))
+  assert batch.shape == (2, 16, 16, 3)
+  np.testing.assert_array_equal(batch[0], expected)
+
+
+def test_bad_input(image, tmp_path):
+  (tmp_path / "text.png").write_text("no image")
+  with pytest.raises(DamagedImage, match=r"text\.png"):
+    Preprocess()(tmp_path / "text.png")
+  for wrong in (image[..., :1], image[0], image.astype("f4")):
+    with pytest.raises(ValueError, match="uint8"):
+      Preprocess()(wrong)
+  for change in (dict(resize="crop"), dict(resize="shorter", size=(8, 8)), dict(size=0)):
+    with pytest.raises(ValueError, match=r"resize|size"):
+      dataclasses.replace(Preprocess(), **change)
