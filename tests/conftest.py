@@ -1,0 +1,136 @@
+"""What all tests share: fake devices, a compiler in a hurry, recorded figures, compiled steps."""
+
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import warnings
+
+# Before jax is imported. A test's program runs for milliseconds but takes LLVM half a minute to
+# optimise, so here it does not try: the same HLO compiles in a tenth of the time. What stands in
+# the environment already comes last, and wins.
+os.environ["XLA_FLAGS"] = " ".join([
+    "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", "")])
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from dinov3_jax.train.state import TrainState
+from dinov3_jax.train.step import make_train_step
+from dinov3_jax.weights import official
+
+TESTS = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def golden():
+  """`golden(name)`: the arrays of golden/NAME.npz, a dict."""
+
+  @functools.cache
+  def load(name):
+    with np.load(TESTS / "golden" / f"{name}.npz") as arrays:
+      return dict(arrays)
+
+  return load
+
+
+@pytest.fixture(scope="session")
+def recipe():
+  """The module that makes the trajectories' parameters and batches."""
+  spec = importlib.util.spec_from_file_location("recipe", TESTS / "golden" / "recipe.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+class Trajectory:
+  """Training steps recorded from the reference, and what it takes to repeat them.
+
+  Attributes:
+    record: the file.
+    config: its settings as ours.
+  """
+
+  def __init__(self, name: str, recipe):
+    self.record = json.loads((TESTS / "golden" / f"trajectory_{name}.json").read_text())
+    self._recipe = recipe
+    with warnings.catch_warnings():
+      warnings.filterwarnings("ignore", "settings without effect")
+      self.config = official.config(self.record["cfg"], width=64, depth=3, num_heads=2)
+
+  @functools.cached_property
+  def arrays(self) -> dict[str, np.ndarray]:
+    """The parameters before the first step, by official name."""
+    arrays = {}
+    for name, shape in self.record["shapes"].items():
+      name = name.removeprefix("student.")
+      gram = bool(self.record["GT"]) and name.startswith("backbone")
+      for network in ["student", "teacher", "gram"][:2 + gram]:
+        key = f"{network}.{name}"
+        arrays[key] = self._recipe.parameter(key, shape, self.record["salt"])
+    return arrays
+
+  def state(self) -> TrainState:
+    """A new copy of the state before the first step."""
+    return jax.tree.map(jnp.copy, official.train_state(self.config, self.arrays))
+
+  def collated(self, step: int, **changes) -> dict[str, np.ndarray]:
+    """The batch of a step in the reference's layout; `changes` are arguments of the recipe."""
+    r = self.record
+    arguments = dict(seed=r["batch_seed"], images=r["B"], global_size=r["G"], local_size=r["Lc"],
+                     locals_per_image=r["nl"], gram_size=r["GT"])
+    return self._recipe.batch(step, **arguments | changes)
+
+  def batch(self, step: int) -> dict[str, np.ndarray]:
+    """The batch of a step."""
+    return official.batch(self.collated(step))
+
+  @functools.cached_property
+  def step(self):
+    """The compiled step on one device; it donates the state."""
+    return jax.jit(make_train_step(self.config), donate_argnums=0)
+
+  @functools.cached_property
+  def history(self) -> tuple[list[TrainState], list[dict[str, np.ndarray]]]:
+    """The states before, between and after the recorded steps, and each step's metrics; on the
+    host."""
+    state = self.state()
+    states, metrics = [jax.device_get(state)], []
+    for row in self.record["rows"]:
+      state, values = self.step(state, self.batch(row["it"]))
+      states.append(jax.tree.map(np.array, jax.device_get(state)))
+      metrics.append(jax.device_get(values))
+    return states, metrics
+
+
+@pytest.fixture(scope="session")
+def trajectory(recipe):
+  """`trajectory(name)`: the `Trajectory` "pretrain" or "gram"; compiled and run once a session."""
+  return functools.cache(lambda name: Trajectory(name, recipe))
+
+
+@pytest.fixture
+def tiny_config():
+  """Settings of a model that compiles and runs in no time, in float32 and without randomness."""
+  config = base.get_config()
+  config.model.update(width=32, depth=2, num_heads=2, patch_size=8, drop_path=0.0,
+                      storage_tokens=1, layerscale=0.5)
+  config.model.rope.dtype = "float32"
+  for head in (config.dino, config.ibot):
+    head.update(prototypes=64, hidden=32, bottleneck=16)
+  config.koleo.group = 4
+  config.crops.update(global_sizes=(32,), local_sizes=(16,), locals=3)
+  config.train.update(steps=100, batch_size=4, dtype="float32")
+  for name in ("lr", "teacher_temp"):
+    config.schedules[name].warmup_steps = 10
+  config.optim.freeze_last_layer_steps = 2
+  return config
