@@ -7,11 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dinov3_jax.losses.dino import dino_loss
 from dinov3_jax.losses.gram import bicubic_downsample, gram_loss
-from dinov3_jax.losses.ibot import ibot_loss
 from dinov3_jax.losses.koleo import koleo_loss
-from dinov3_jax.losses.sinkhorn import sinkhorn
+from dinov3_jax.losses.prototypes import prototype_cross_entropy, sinkhorn_scales_from_bottleneck
 
 
 def normalise(crops: jax.Array, mean: tuple[float, ...], std: tuple[float, ...],
@@ -49,7 +47,7 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef]) -> Callable:
   student alone; parameters and images are cast to the computation's dtype, losses are float32.
   """
   dtype = jnp.dtype(config.train.dtype)
-  crops, gram, koleo = config.crops, config.gram, config.koleo
+  crops, gram, chunks = config.crops, config.gram, config.train.prototype_chunks
   global_pairs = 2 if config.dino.ignore_diagonal else 4
   local_pairs = 2 * crops.locals
   global_share = global_pairs / (global_pairs + local_pairs)
@@ -57,6 +55,17 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef]) -> Callable:
   def merge(params, name):
     params = jax.tree.map(lambda p: p.astype(dtype), params[name])
     return nnx.merge(graphs[name], params)
+
+  def cross_entropy(student, teacher, name, student_rows, teacher_rows, weights, temperature):
+    """Student [B, S, D] against the Sinkhorn targets of teacher [B, T, D], as [S, T] sums over B."""
+    student, teacher = merge(student, name), merge(teacher, name)
+    kernel, teacher_kernel = (head.last_layer.kernel[...] for head in (student, teacher))
+    teacher_rows = jax.lax.stop_gradient(teacher.bottleneck(teacher_rows))
+    u, v = sinkhorn_scales_from_bottleneck(
+        teacher_rows.reshape(-1, teacher_rows.shape[-1]), teacher_kernel, temperature, chunks=chunks)
+    return prototype_cross_entropy(
+        student.bottleneck(student_rows), kernel, teacher_rows, teacher_kernel, u,
+        v.reshape(teacher_rows.shape[:2]), weights, temperature, chunks=chunks)
 
   def gram_targets(gram_teacher, teacher_patches, batch, grid):
     """Patch features that the student's Gram matrix should match, [B * 2, N, D]."""
@@ -80,28 +89,31 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef]) -> Callable:
     temperature = values["teacher_temp"]
 
     teacher_tokens, _ = merge(teacher, "backbone").forward_crops(global_crops)
-    dino_targets = sinkhorn(merge(teacher, "dino_head")(teacher_tokens["cls"]), temperature)
-    ibot_targets = sinkhorn(merge(teacher, "ibot_head")(masked(teacher_tokens)), temperature)
-
     tokens, local_tokens = merge(student, "backbone").forward_crops(
         global_crops, local_crops, masks, key=key, shards=shards, remat=config.train.remat)
-    dino_head = merge(student, "dino_head")
+
+    global_cls = per_image(tokens["cls"])
+    dino = cross_entropy(
+        student, teacher, "dino_head",
+        jnp.concatenate([global_cls, per_image(local_tokens["cls"])], axis=1),
+        per_image(teacher_tokens["cls"]), jnp.ones(images), temperature) / images
+    diagonal = jnp.trace(dino[:2]) if config.dino.ignore_diagonal else 0.0
+    ibot = cross_entropy(
+        student, teacher, "ibot_head", masked(tokens)[:, None], masked(teacher_tokens)[:, None],
+        batch["mask_weights"].reshape(-1), temperature)
+    koleo = [koleo_loss(crop, config.koleo.group, config.koleo.topk)
+             for crop in jnp.moveaxis(global_cls, 1, 0)]
     metrics = dict(
-        dino_global_loss=dino_loss(per_image(dino_head(tokens["cls"])), per_image(dino_targets),
-                                   ignore_diagonal=config.dino.ignore_diagonal),
-        dino_local_loss=dino_loss(per_image(dino_head(local_tokens["cls"])),
-                                  per_image(dino_targets)),
-        ibot_loss=ibot_loss(merge(student, "ibot_head")(masked(tokens)), ibot_targets,
-                            batch["mask_weights"].reshape(-1), 2 * images),
-        koleo_loss=jnp.mean(jnp.stack([
-            koleo_loss(crop, koleo.group, koleo.topk)
-            for crop in jnp.moveaxis(per_image(tokens["cls"]), 1, 0)])),
+        dino_global_loss=(jnp.sum(dino[:2]) - diagonal) / global_pairs,
+        dino_local_loss=jnp.sum(dino[2:]) / local_pairs,
+        ibot_loss=jnp.sum(ibot) / (2 * images),  # crops without a mask count, too
+        koleo_loss=sum(koleo) / 2,
     )
     total = (config.dino.weight * (1 - global_share) * values["dino_local_weight"]
              * metrics["dino_local_loss"]
              + config.dino.weight * global_share * metrics["dino_global_loss"]
              + config.ibot.weight * metrics["ibot_loss"]
-             + koleo.weight * 2 * metrics["koleo_loss"])
+             + config.koleo.weight * 2 * metrics["koleo_loss"])
 
     if gram.teacher != "none":
       targets = gram_targets(gram_teacher, teacher_tokens["patches"], batch, grid)
