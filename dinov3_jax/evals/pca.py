@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-# A perceptually even ramp: dark blue, purple, red, orange, pale yellow.
+# Ever brighter: dark blue, purple, red, orange, pale yellow.
 RAMP = np.array([[8, 8, 40], [72, 18, 110], [158, 42, 99], [226, 88, 62], [250, 166, 52],
                  [252, 246, 180]]) / 255
 

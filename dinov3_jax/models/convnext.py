@@ -36,12 +36,12 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def depthwise_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`depthwise_conv` as a sum over the kernel's offsets."""
+  """`depthwise_conv` as a sum over the kernel's offsets, in float32."""
   height, width = x.shape[1:3]
   size = len(kernel)
-  x = _pad(x, size)
-  return sum(x[:, i:i + height, j:j + width] * kernel[i, j, 0]
-             for i in range(size) for j in range(size))
+  padded, kernel = _pad(x, size), kernel.astype(jnp.float32)
+  return sum(padded[:, i:i + height, j:j + width] * kernel[i, j, 0]
+             for i in range(size) for j in range(size)).astype(x.dtype)
 
 
 def _pad(x, size):
