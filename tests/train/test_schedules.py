@@ -1,0 +1,94 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs import base
+from dinov3_jax.train.schedules import lr_scale, make_schedule, make_schedules
+
+NEW = dict(kind="warmup_cosine", trunc_extra=0.0, total_steps=100)
+OLD = dict(kind="cosine", start=0.0, peak=1.0, end=0.1, warmup_steps=10, cosine_steps=None,
+           total_steps=100)
+
+
+@pytest.mark.parametrize("name, arguments", [
+    ("v2_a", NEW | dict(start=0.0, peak=1.0, end=0.1, warmup_steps=10, cosine_steps=None)),
+    ("v2_b", NEW | dict(start=0.0, peak=0.0, end=2.0, warmup_steps=50, cosine_steps=10)),
+    ("v2_c", NEW | dict(start=0.0, peak=0.0, end=1.0, warmup_steps=0, cosine_steps=30)),
+    ("v1_a", OLD | dict(trunc_extra=0.0)),
+    ("v1_trunc", OLD | dict(trunc_extra=0.25)),
+])
+def test_reference(golden, name, arguments):
+  expected = golden("schedules")[name]
+  schedule = make_schedule(**arguments)
+  np.testing.assert_allclose(schedule(np.arange(len(expected))), expected, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(schedule(np.array([100, 101, 10**6])), arguments["end"], rtol=1e-6)
+  assert schedule(np.int32(3)).dtype == np.float32
+
+
+def test_late_ramp_of_a_million_steps():
+  """The Gram loss of the 7B model: nothing for 1,000,000 steps, then up to 2 within 1,000."""
+  gram = make_schedule("warmup_cosine", 0.0, 0.0, 2.0, 1_000_000, 1_000, 0.0, 1_200_000)
+  steps = np.array([0, 999_999, 1_000_000, 1_000_500, 1_000_999, 1_100_000])
+  np.testing.assert_allclose(gram(steps), [0, 0, 0, 1.0016, 2, 2], atol=1e-4)
+
+
+@given(start=st.floats(0, 1), peak=st.floats(0, 1), end=st.floats(0, 1), warmup=st.integers(0, 8),
+       fall=st.integers(0, 8), rest=st.integers(0, 4))
+@settings(max_examples=25, deadline=None)
+def test_warmup_cosine_is_three_phases(start, peak, end, warmup, fall, rest):
+  total = warmup + fall + rest
+  expected = [*np.linspace(start, peak, warmup, endpoint=False),
+              *(end + (peak - end) * (np.cos(np.linspace(0, np.pi, fall)) + 1) / 2)]
+  expected = np.pad(expected, (0, 22 - len(expected)), constant_values=end)
+  schedule = make_schedule("warmup_cosine", start, peak, end, warmup, fall, 0.0, total)
+  np.testing.assert_allclose(schedule(np.arange(22)), expected, atol=1e-5)
+
+
+def test_scale():
+  step = np.arange(120)
+  for arguments, end in [(NEW | dict(warmup_steps=10, cosine_steps=None), 0.3), (OLD, 0.1)]:
+    arguments = arguments | dict(start=0.0, end=0.1, trunc_extra=0.0)
+    scaled = make_schedule(**arguments | dict(peak=1.0), scale=3.0)
+    same = make_schedule(**arguments | dict(peak=3.0, end=end))
+    np.testing.assert_allclose(scaled(step), same(step), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule, batch, rate, expected", [
+    ("sqrt_wrt_1024", 2048, 1e-3, 5.657e-3), ("sqrt_wrt_1024", 4096, 5e-5, 4e-4),
+    ("sqrt_wrt_1024", 2048, 1.25e-5, 7.07e-5), ("linear_wrt_256", 512, 1e-3, 2e-3),
+    ("none", 512, 1e-3, 1e-3)])
+def test_lr_scale(rule, batch, rate, expected):
+  np.testing.assert_allclose(rate * lr_scale(rule, batch), expected, rtol=1e-3)
+
+
+def test_all_schedules_of_the_base_config():
+  """The older family's shape over the whole ImageNet recipe, at batch 2048."""
+  schedules = make_schedules(base.get_config())
+  at = lambda name, *steps: np.asarray(schedules[name](np.array(steps)))
+  peak = 1e-3 * 4 * math.sqrt(2)
+  np.testing.assert_allclose(at("lr", 0, 12_499, 12_500, 125_000), [0, peak, peak, 1e-6],
+                             rtol=1e-5)
+  np.testing.assert_array_equal(at("last_layer_lr", 0, 1249), 0)
+  np.testing.assert_array_equal(at("last_layer_lr", 1250, 99_999), at("lr", 1250, 99_999))
+  np.testing.assert_allclose(at("weight_decay", 0, 62_500, 125_000), [0.04, 0.22, 0.4], rtol=1e-5)
+  np.testing.assert_allclose(at("momentum", 0, 62_500, 125_000), [0.992, 0.996, 1], rtol=1e-6)
+  np.testing.assert_allclose(at("teacher_temp", 0, 18_750, 37_500, 125_000),
+                             [0.04, 0.055, 0.07, 0.07], rtol=1e-5)
+  assert at("momentum", 124_000) < 1  # the end is for the step after the last
+
+
+def test_errors():
+  with pytest.raises(ValueError, match="must be warmup_cosine or cosine, not 'step'"):
+    make_schedule("step", 0.0, 1.0, 0.0, 0, None, 0.0, 10)
+  for warmup, fall in [(11, None), (5, 6)]:
+    with pytest.raises(ValueError, match=r"does not fit train\.steps=10: shorten it"):
+      make_schedule("warmup_cosine", 0.0, 1.0, 0.0, warmup, fall, 0.0, 10)
+  with pytest.raises(ValueError, match="none, sqrt_wrt_1024 or linear_wrt_256, not 'sqrt'"):
+    lr_scale("sqrt", 8)
+  config = base.get_config()
+  config.train.steps = 1000
+  with pytest.raises(ValueError, match=r"schedules\.lr: .* 12500 warm-up .* train\.steps=1000"):
+    make_schedules(config)
