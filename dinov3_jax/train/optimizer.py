@@ -56,7 +56,7 @@ def param_groups(params: Params, *, layerwise_decay: float, patch_embed_lr_mult:
 
 def module_norms(grads: Params) -> dict[str, jax.Array]:
   """The float32 gradient norm of backbone, dino_head and ibot_head."""
-  return {name: optax.global_norm(grad) for name, grad in grads.items()}
+  return {name: optax.tree.norm(grad) for name, grad in grads.items()}
 
 
 def clip_by_module_norm(max_norm: float) -> optax.GradientTransformation:
