@@ -1,0 +1,138 @@
+import functools
+import importlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+from dinov3_jax.data.masks import masked_count
+from dinov3_jax.train import loop, sharding
+from dinov3_jax.train.schedules import make_schedule, make_schedules
+from dinov3_jax.train.state import init_state
+from dinov3_jax.train.step import gram_refresh_due, make_train_step
+
+FOLDER = Path(base.__file__).parent
+# Parameters of the backbone, mask token included, as the reference counts them. Its ViT-L recipe
+# has no storage tokens, unlike the released ViT-L: 4 x 1,024 less.
+BACKBONES = dict(vits16=21_601_152, vitb16=85_669_632, vitl16_in1k=303_154_176 - 4 * 1024,
+                 vit7b=6_716_043_264, vit7b_gram=6_716_043_264, vit7b_highres=6_716_043_264)
+# Hidden width, bottleneck and prototypes of the DINO and the iBOT head.
+HEADS = {name: ((2048, 256, 65_536),) * 2 for name in ("vits16", "vitb16", "vitl16_in1k")} | {
+  name: ((8192, 512, 262_144), (4096, 384, 98_304))
+  for name in ("vit7b", "vit7b_gram", "vit7b_highres")}
+NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base"})
+
+
+def config_of(name: str) -> ConfigDict:
+  return importlib.import_module(f"configs.{name}").get_config()
+
+
+def keys(config: ConfigDict, prefix: str = "") -> set[str]:
+  found = set()
+  for key in config:
+    is_section = isinstance(config[key], ConfigDict)
+    found |= keys(config[key], f"{prefix}{key}.") if is_section else {prefix + key}
+  return found
+
+
+@functools.cache
+def state_of(name: str):
+  return jax.eval_shape(functools.partial(init_state, config_of(name)))
+
+
+def count(tree) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_has_the_settings_of_the_base_and_no_others(name):
+  config = config_of(name)
+  assert config.is_locked and keys(config) == keys(base.get_config())
+  loop.check_settings(config)
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_parameter_counts(name):
+  student = state_of(name).student
+  assert count(student["backbone"]) == BACKBONES[name]
+  width = config_of(name).model.width
+  for head, (hidden, bottleneck, prototypes) in zip(("dino_head", "ibot_head"), HEADS[name]):
+    layers = [(width, hidden), (hidden, hidden), (hidden, bottleneck)]
+    expected = sum(n * m + m for n, m in layers) + bottleneck * prototypes
+    assert count(student[head]) == expected
+  assert count(state_of(name).teacher) == count(student)
+
+
+def test_head_sizes_as_published():
+  millions = lambda name, head: round(count(state_of(name).student[head]) / 1e6, 1)
+  assert millions("vitl16_in1k", "dino_head") == millions("vitl16_in1k", "ibot_head") == 23.6
+  assert (millions("vit7b", "dino_head"), millions("vit7b", "ibot_head")) == (239.1, 72.9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_resolution_of_a_recipe_makes_a_step(name):
+  config, state = config_of(name), state_of(name)
+  mesh = sharding.make_mesh(config, jax.devices()[:1])
+  sharding.state_sharding(mesh, state)  # its rules cover every parameter
+  loop.open_pipeline(config, range(10), shards=1)  # takes the crops, with no image read
+
+  images, patch = config.train.batch_size, config.model.patch_size
+  step = make_train_step(config)
+  crops = config.crops
+  for big, small, gram in zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes):
+    small = small // patch * patch
+    patches = (big // patch) ** 2
+    masked = masked_count(2 * images, patches, config.masks.probability, config.masks.ratio)
+    shapes = dict(global_crops=((images, 2, big, big, 3), np.uint8),
+                  local_crops=((images, crops.locals, small, small, 3), np.uint8),
+                  masks=((images, 2, patches), np.bool_),
+                  mask_indices=((1, masked), np.int32), mask_weights=((1, masked), np.float32))
+    if gram:
+      shapes["gram_crops"] = (images, 2, gram, gram, 3), np.uint8
+    batch = {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
+    new, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
+      lambda x: (x.shape, x.dtype), state)
+    assert {metric.shape for metric in metrics.values()} == {()}
+    assert ("gram_loss" in metrics) == (config.gram.teacher != "none")
+
+
+def test_each_stage_of_the_7b_starts_from_the_one_before():
+  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  for before, name in (("vit7b", "vit7b_gram"), ("vit7b_gram", "vit7b_highres")):
+    assert config_of(name).init_from == f"runs/{before}"
+    assert f"--workdir=runs/{before} " in (FOLDER / f"{before}.py").read_text()
+    assert shapes(state_of(name).teacher) == shapes(state_of(before).teacher)
+    assert config_of(name).model == config_of(before).model
+    assert shapes(state_of(name).gram_teacher["backbone"]) == shapes(
+      state_of(before).teacher["backbone"])
+
+
+def test_learning_rates_as_published():
+  at = lambda name, step: float(make_schedules(config_of(name))["lr"](step))
+  assert at("vitl16_in1k", 12_500) == pytest.approx(1e-3 * 4 * 2**0.5, rel=1e-3)
+  assert at("vit7b", 500_000) == pytest.approx(4e-4)
+  assert at("vit7b_gram", 0) == at("vit7b_gram", 199_999) == pytest.approx(2.4e-4)
+  assert at("vit7b_highres", 0) == 0
+  assert at("vit7b_highres", 29_999) == pytest.approx(7.07e-5, rel=1e-3)
+
+
+@pytest.mark.parametrize("name, values", [("dino_local_weight", (1.0, 1.0, 0.5)),
+                                          ("gram_weight", (0.0, 0.0, 2.0))])
+def test_gram_stage_has_the_schedules_of_the_reference_a_million_steps_later(name, values):
+  reference = make_schedule("warmup_cosine", *values, warmup_steps=1_000_000, cosine_steps=1000,
+                            trunc_extra=0.0, total_steps=1_200_000)
+  ours = make_schedules(config_of("vit7b_gram"))[name]
+  steps = np.array([0, 1, 250, 500, 999, 1000, 199_999])
+  np.testing.assert_allclose(ours(steps), reference(steps + 1_000_000), atol=1e-6)
+
+
+def test_gram_teacher_is_refreshed_three_times():
+  gram = config_of("vit7b_gram").gram
+  due = [done for done in range(1000, 200_001, 1000)
+         if gram_refresh_due(done, gram.refresh_every, gram.refresh_first, gram.max_refreshes)]
+  assert due == [10_000, 20_000, 30_000]
+  assert not config_of("vit7b_highres").gram.refresh_every
