@@ -33,7 +33,7 @@ def config(images):
   config.update_from_flattened_dict({
     "model.patch_size": 8, "crops.global_sizes": (16,), "crops.local_sizes": (8,),
     "crops.locals": 2, "data.source": images, "data.workers": 0, "train.steps": STEPS,
-    "train.batch_size": 2, "checkpoint.every": 2, "checkpoint.keep": 2, "checkpoint.keep_every": 0,
+    "train.batch_size": 8, "checkpoint.every": 2, "checkpoint.keep": 2, "checkpoint.keep_every": 0,
     "evals.every": 0, "log_every": 2})
   return config
 
@@ -100,7 +100,7 @@ def test_trains_logs_and_saves(config, tmp_path):
     jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state))
   chex.assert_trees_all_equal(restored, state)
   assert state.student["backbone"]["cls_token"].any()  # the stand-in did see data
-  assert json.loads((tmp_path / "config.json").read_text())["train"]["batch_size"] == 2
+  assert json.loads((tmp_path / "config.json").read_text())["train"]["batch_size"] == 8
   assert any("tfevents" in name for name in os.listdir(tmp_path / "tensorboard"))
 
 
@@ -196,8 +196,8 @@ def test_waiting_for_data_and_speed_leave_hooks_out(config, method, tmp_path):
   loop.train(config, tmp_path)
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert all(0 <= line["data_wait"] <= 1 for line in lines)
-  # Two steps of two images, with the second of sleep between them, would be less than 4.
-  assert lines[1]["images_per_second"] > 4
+  # Two steps of eight images, with the second of sleep between them, would be less than 16.
+  assert lines[1]["images_per_second"] > 16
 
 
 @pytest.mark.parametrize("changes, message", [

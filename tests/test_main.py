@@ -1,0 +1,222 @@
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from dinov3_jax import main
+from dinov3_jax.train import checkpoint
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 8
+TINY = """
+from configs import base
+
+def get_config():
+  config = base.get_config()
+  config.update_from_flattened_dict({{
+    "model.patch_size": 8, "model.width": 16, "model.depth": 2, "model.num_heads": 2,
+    "dino.prototypes": 32, "dino.hidden": 16, "dino.bottleneck": 8,
+    "ibot.prototypes": 32, "ibot.hidden": 16, "ibot.bottleneck": 8, "koleo.group": 4,
+    "crops.global_sizes": (16,), "crops.local_sizes": (8,), "crops.locals": 2,
+    "data.source": {images!r}, "data.workers": 0,
+    "train.steps": {steps}, "train.batch_size": 8, "train.dtype": "float32",
+    "schedules.lr.warmup_steps": 2, "schedules.teacher_temp.warmup_steps": 2,
+    "optim.freeze_last_layer_steps": 1, "log_every": 1,
+    "checkpoint.every": 2, "checkpoint.keep": 2, "checkpoint.keep_every": 0,
+    "evals.every": 4, "evals.knn_k": 3, "evals.image_size": 16, "evals.pictures": 2}})
+  return config
+"""
+# The command, but that it sends itself a signal amid the hooks of a step (0: never).
+SIGNALLED = """
+import os, sys
+sys.modules["torch"] = None  # TensorBoard's writer would import it, if only to look
+from dinov3_jax import main
+from dinov3_jax.train import loop
+
+class Signal:
+  def __call__(self, step, state, metrics):
+    if step == {step}:
+      os.kill(os.getpid(), {number})
+
+  def close(self):
+    pass
+
+make_hooks = loop.make_hooks
+loop.make_hooks = lambda run: [*make_hooks(run), Signal()]
+sys.exit(main.main())
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+  """The path of a recipe that trains within seconds on a folder of images."""
+  folder = tmp_path_factory.mktemp("main")
+  rng = np.random.default_rng(0)
+  for i in range(60):
+    path = folder / "images" / "ab"[i % 2] / f"{i}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(path)
+  path = folder / "tiny.py"
+  path.write_text(TINY.format(images=str(folder / "images"), steps=STEPS))
+  return path
+
+
+def run(config, workdir, step=0, number=0):
+  """Runs the command in a process of its own, which shares compiled programs with the others."""
+  script = SIGNALLED.format(step=step, number=int(number))
+  environment = dict(os.environ, JAX_PLATFORMS="cpu", XDG_CACHE_HOME=str(config.parent / "cache"))
+  environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=1"  # the last one counts
+  del environment["JAX_COMPILATION_CACHE_DIR"]
+  return subprocess.run(
+    [sys.executable, "-c", script, f"--config={config}", f"--workdir={workdir}"],
+    cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def leaves(workdir):
+  """Every array of the newest checkpoint."""
+  reader = ocp.PyTreeCheckpointHandler()
+  folder = checkpoint.latest(workdir) / "state"
+  numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                       reader.metadata(folder).tree)
+  tree = ocp.Checkpointer(reader).restore(folder, ocp.args.PyTreeRestore(restore_args=numpy))
+  return {jax.tree_util.keystr(path): x
+          for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def lines_of(workdir):
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_killed_at_any_step_and_started_again_it_ends_the_same_to_the_last_bit(config, tmp_path):
+  """SIGKILL at one random step, SIGTERM at a later one, against a run left in peace."""
+  kill, stop = sorted(random.sample(range(1, STEPS), 2))
+  print(f"SIGKILL at step {kill}, SIGTERM at step {stop}")
+  calm, rough = tmp_path / "calm", tmp_path / "rough"
+  done = run(config, calm)
+  assert done.returncode == 0, done.stderr
+  assert not done.stderr
+  assert list((config.parent / "cache" / "dinov3_jax" / "xla").iterdir())
+
+  killed = run(config, rough, step=kill, number=signal.SIGKILL)
+  assert killed.returncode == -signal.SIGKILL
+  stopped = run(config, rough, step=stop, number=signal.SIGTERM)
+  assert stopped.returncode == 0, stopped.stderr
+  assert f"stopped by SIGTERM after step {stop}; the same command goes on" in stopped.stdout
+  assert checkpoint.latest(rough).name == str(stop)
+  finished = run(config, rough)
+  assert finished.returncode == 0, finished.stderr
+  assert f"going on from {rough}/checkpoints/{stop}" in finished.stdout
+
+  expected, actual = leaves(calm), leaves(rough)
+  assert expected.keys() == actual.keys() and len(expected) > 50
+  for name, value in expected.items():
+    np.testing.assert_array_equal(actual[name], value, err_msg=name)
+
+  speeds = ("images_per_second", "data_wait")
+  timeless = lambda lines: [{k: v for k, v in line.items() if k not in speeds} for line in lines]
+  assert [line["step"] for line in lines_of(rough)] == list(range(1, STEPS + 1))
+  assert timeless(lines_of(rough)) == timeless(lines_of(calm))
+  assert "knn_top1" in lines_of(calm)[3] and "knn_top1" in lines_of(calm)[-1]
+  for step in (4, STEPS):
+    pictures = [Image.open(run / "pictures" / f"step_{step:07d}.png") for run in (calm, rough)]
+    np.testing.assert_array_equal(*map(np.asarray, pictures))
+
+
+def command(monkeypatch, capsys, *arguments):
+  """Runs the command in this process up to the point where training would start."""
+  from dinov3_jax.train import loop
+
+  def unwanted(run):
+    raise AssertionError("training began")
+
+  monkeypatch.setattr(loop, "run", unwanted)
+  monkeypatch.setattr(main, "set_up_logging", lambda: None)
+  monkeypatch.setattr(sys, "argv", ["main", *map(str, arguments)])
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "as it is")
+  code = main.main()
+  output = capsys.readouterr()
+  return code, output.err
+
+
+@pytest.mark.parametrize("argument, said", [
+  ("--config.train.stepz=4", "unknown setting train.stepz; did you mean train.steps?"),
+  ("--config.batch_size=4", "unknown setting batch_size; did you mean train.batch_size?"),
+  ("--config.zzz=4", "unknown setting zzz; see configs/base.py"),
+  ("--config.train.steps=many", "'many'"),
+  ("--workdri=x", "'workdri'. Did you mean: workdir"),
+  ("stray", "what is stray?"),
+])
+def test_a_wrong_command_line_gets_one_line(monkeypatch, capsys, config, tmp_path, argument, said):
+  code, errors = command(
+    monkeypatch, capsys, f"--config={config}", f"--workdir={tmp_path}/run", argument)
+  assert code == 2
+  assert said in errors and errors.count("\n") == 1
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_config_file_gets_one_line(monkeypatch, capsys, config, tmp_path):
+  wrong = tmp_path / "wrong.py"
+  for text, said in (
+      (None, f"no config file {wrong}"),
+      ("", "no valid config: KeyError: get_config"),
+      (config.read_text().replace("log_every", "log_evry"), 'Did you mean "log_every"'),
+      (config.read_text().replace("(16,)", "(16,"), "SyntaxError")):
+    if text is not None:
+      wrong.write_text(text)
+    code, errors = command(monkeypatch, capsys, f"--config={wrong}", f"--workdir={tmp_path}/run")
+    assert code == 2
+    assert said in errors and errors.count("\n") == 1
+  for missing, arguments in (("--config", [f"--workdir={tmp_path}/run"]),
+                             ("--workdir", [f"--config={config}"])):
+    code, errors = command(monkeypatch, capsys, *arguments)
+    assert code == 2 and errors.startswith(f"error: {missing} is missing")
+
+
+@pytest.mark.parametrize("argument, said", [
+  ("--config.data.source=/nowhere", "no folder of images at /nowhere"),
+  ("--config.crops.global_sizes=(20,)", "global crop size 20 is not a multiple"),
+  ("--config.model.num_heads=3", "model.num_heads 3"),
+  ("--config.model.ffn=conv", "conv"),
+  ("--config.train.remat=some", "train.remat"),
+  ("--config.koleo.group=3", "koleo.group"),
+  ("--config.init_from=/nowhere", "no checkpoint in /nowhere"),
+  ("--config.mesh.data=3", "the mesh data=3"),
+  ("--config.schedules.lr.kind=step", "step"),
+])
+def test_settings_that_cannot_work_get_one_line(monkeypatch, capsys, config, tmp_path, argument,
+                                                said):
+  code, errors = command(
+    monkeypatch, capsys, f"--config={config}", f"--workdir={tmp_path}/run", argument)
+  assert code == 1
+  assert said in errors and errors.count("\n") == 1
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_an_unwritable_workdir_gets_one_line(monkeypatch, capsys, config, tmp_path):
+  (tmp_path / "file").write_text("keep me")
+  code, errors = command(
+    monkeypatch, capsys, f"--config={config}", f"--workdir={tmp_path}/file/run")
+  assert code == 1
+  assert errors.startswith(f"error: cannot write to {tmp_path}/file/run") and "\n" in errors[-1]
+  assert errors.count("\n") == 1
+  assert (tmp_path / "file").read_text() == "keep me"
+
+
+@pytest.mark.parametrize("argument, code, said", [
+  ("--help", 0, "python -m dinov3_jax.main --config="), ("--workdir=x", 2, "--config is missing")])
+def test_what_needs_no_jax_does_not_import_it(argument, code, said):
+  script = ("import sys; from dinov3_jax import main; code = main.main(); "
+            "assert 'jax' not in sys.modules; sys.exit(code)")
+  done = subprocess.run([sys.executable, "-c", script, argument], cwd=ROOT, capture_output=True,
+                        text=True, timeout=60)
+  assert done.returncode == code and said in done.stdout + done.stderr

@@ -1,0 +1,96 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from dinov3_jax.data.sources import FolderSource
+from dinov3_jax.train import evaluation, sharding
+from dinov3_jax.train.objective import normalise
+from dinov3_jax.train.state import abstract_modules, init_state
+
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  """Red and blue pictures, told apart by any network; one file is no picture."""
+  folder = tmp_path_factory.mktemp("colours")
+  rng = np.random.default_rng(0)
+  for split, count in (("train", 40), ("val", 10)):
+    for i in range(count):
+      picture = rng.integers(0, 60, (24, 30, 3), np.uint8)
+      picture[..., 2 * (i % 2)] += 150
+      path = folder / split / ("red", "blue")[i % 2] / f"{i}.png"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(picture).save(path)
+  (folder / "val" / "red" / "broken.png").write_bytes(b"no picture")
+  return folder
+
+
+@pytest.fixture
+def config(tiny_config):
+  tiny_config.evals.update(every=10, knn_k=5, knn_images=30, image_size=SIZE, pictures=4)
+  return tiny_config
+
+
+@pytest.fixture
+def state(config):
+  return init_state(config)
+
+
+def make(config, workdir, bank, held_out):
+  return evaluation.Evaluation(config, workdir, sharding.make_mesh(config), bank, held_out)
+
+
+def test_k_nn_and_picture(config, state, images, tmp_path):
+  evaluate = make(config, tmp_path, FolderSource(images, "train"), FolderSource(images, "val"))
+  metrics = {"loss": 1.0}
+  evaluate(7, state, metrics)
+  assert metrics == {"loss": 1.0} and not (tmp_path / "pictures").exists()
+  evaluate(10, state, metrics)
+  assert metrics == {"loss": 1.0, "knn_top1": 1.0, "knn_top5": 1.0}
+  evaluate(config.train.steps, state, metrics)
+  names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+  assert names == ["step_0000010.png", f"step_{config.train.steps:07d}.png"]
+  picture = np.asarray(Image.open(tmp_path / "pictures" / names[0]))
+  assert picture.std() > 10 and min(picture.shape[:2]) > 160
+
+
+def test_a_bank_of_wrong_labels_is_noticed(config, state, images, tmp_path):
+  bank = FolderSource(images, "train")
+  bank.labels = 1 - bank.labels
+  evaluate = make(config, tmp_path, bank, FolderSource(images, "val"))
+  metrics = {}
+  evaluate(10, state, metrics)
+  assert metrics["knn_top1"] == 0
+
+
+def test_without_labels_there_are_pictures_alone(config, state, images, tmp_path, caplog):
+  with caplog.at_level("INFO"):
+    evaluate = make(config, tmp_path, FolderSource(images / "train" / "red", "train"),
+                    FolderSource(images / "train" / "red", "all"))
+  assert [record.getMessage() for record in caplog.records] == [
+    "no k-NN evaluation: the images have no labels"]
+  metrics = {}
+  evaluate(10, state, metrics)
+  assert metrics == {} and (tmp_path / "pictures" / "step_0000010.png").exists()
+
+
+def test_features_are_those_of_the_model(config, state, images, tmp_path):
+  evaluate = make(config, tmp_path, *[FolderSource(images, split) for split in ("train", "val")])
+  some = np.random.default_rng(1).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
+  backbone = state.teacher["backbone"]
+  model = nnx.merge(abstract_modules(config)[0]["backbone"], backbone)
+  expected = jax.jit(lambda x: model(x)["cls"])(
+    normalise(some[:, None], config.crops.mean, config.crops.std, np.float32))
+  np.testing.assert_allclose(evaluate.cls(backbone, some), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_read_images_leaves_damaged_ones_out(images):
+  source = FolderSource(images, "val")
+  batches = list(evaluation.read_images(source, range(len(source)), SIZE, 4))
+  assert [len(x) for x, _ in batches] == [4, 4, 2]  # the broken one was among the last three
+  assert all(x.shape[1:] == (SIZE, SIZE, 3) and x.dtype == np.uint8 for x, _ in batches)
+  labels = np.concatenate([labels for _, labels in batches])
+  assert sorted(labels) == [0] * 5 + [1] * 5
