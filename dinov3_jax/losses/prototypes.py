@@ -73,6 +73,8 @@ def prototype_cross_entropy(
     shards: int = 1) -> Array:
   """Cross-entropy of each student's crop with each teacher's, summed over samples.
 
+  The DINO and iBOT losses (DINOv2, section 4) before their means:
+
     CE_st = -sum_b w_b sum_k p_btk log_softmax(student_bs @ student_kernel / student_temperature)_k
     p_btk = exp((teacher_bt @ teacher_kernel)_k / teacher_temperature + u_k + v_bt)
 
@@ -99,6 +101,9 @@ def prototype_cross_entropy(
   """
   targets = jax.lax.stop_gradient((teacher, teacher_kernel, log_prototype_scale, log_sample_scale,
                                    jnp.asarray(teacher_temperature, jnp.float32), sample_weights))
+  if student_kernel.shape[1] != teacher_kernel.shape[1]:
+    raise ValueError(f"Student and teacher have {student_kernel.shape[1]} and "
+                     f"{teacher_kernel.shape[1]} prototypes; give both heads the same number.")
   _check_chunks(student_kernel, chunks, shards)
   return _cross_entropy(student_temperature, chunks, shards, student, student_kernel, targets)
 
@@ -135,11 +140,11 @@ def _forward(temperature, chunks, shards, student, kernel, targets):
   # The mass is one up to rounding; with it, the gradient below is that of this very sum.
   loss = log_norm[..., None] * mass[:, None] - product
   loss = jnp.sum(targets[-1][:, None, None] * loss, axis=0)
-  return loss, (student, kernel, targets, log_norm, mass, kept)
+  return loss, (student, kernel, targets, log_norm, mass, loss, kept)
 
 
 def _backward(temperature, chunks, shards, residuals, cotangent):
-  student, kernel, targets, log_norm, mass, kept = residuals
+  student, kernel, targets, log_norm, mass, loss, kept = residuals
   logits = _logits_and_probs(temperature, chunks, shards, student, kernel, targets)
   pull = cotangent * (targets[-1] / temperature)[:, None, None]
   push = jnp.sum(pull * mass[:, None], axis=-1, keepdims=True)
@@ -163,7 +168,9 @@ def _backward(temperature, chunks, shards, residuals, cotangent):
     d_kernel = _put(d_kernel, chunk.astype(kernel.dtype), i, chunks, shards)
     return (d_student + part, d_kernel), None
 
-  carry = jnp.zeros(student.shape), jnp.zeros_like(kernel)
+  # All of it is overwritten. Zeros would be one array for several calls, copied by each; a number
+  # of this call's own gives it the only copy.
+  carry = jnp.zeros(student.shape), jnp.full(kernel.shape, loss[0, 0], kernel.dtype)
   (d_student, d_kernel), _ = jax.lax.scan(body, carry, jnp.arange(chunks))
   return d_student.astype(student.dtype), d_kernel, None
 
@@ -210,6 +217,6 @@ def _put(kernel: Array, chunk: Array, i: Array | int, chunks: int, shards: int) 
 
 
 def _check_chunks(kernel: Array, chunks: int, shards: int):
-  if kernel.shape[1] % (chunks * shards):
+  if min(chunks, shards) < 1 or kernel.shape[1] % (chunks * shards):
     raise ValueError(f"{kernel.shape[1]} prototypes do not divide into {chunks} chunks on {shards} "
                      "shards; choose another number of chunks.")
