@@ -1,9 +1,11 @@
 """Trains a model: `python -m dinov3_jax.main --config=configs/quickstart.py --workdir=DIR`.
 
 Any setting can be changed on the command line (`--config.train.batch_size=64`). The same command
-again goes on from the newest checkpoint in the workdir.
+again goes on from the newest checkpoint in the workdir. `--profile=20` traces the steps from the
+20th on into DIR/profile.
 """
 
+import dataclasses
 import difflib
 import logging
 import os
@@ -20,8 +22,8 @@ class UsageError(Exception):
   """A command line that cannot be obeyed; says what to do."""
 
 
-def parse(argv: list[str]) -> tuple[ConfigDict, str]:
-  """The settings, overrides included, and the workdir.
+def parse(argv: list[str]) -> tuple[ConfigDict, str, int]:
+  """The settings, overrides included, the workdir, and the first step to profile (0: none).
 
   Raises:
     UsageError: an unknown flag or setting, a value of the wrong kind, no such config.
@@ -29,6 +31,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str]:
   values = flags.FlagValues()
   config = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=values)
   workdir = flags.DEFINE_string("workdir", None, "The run's folder.", flag_values=values)
+  profile = flags.DEFINE_integer("profile", 0, "The first step to trace.", 0, flag_values=values)
 
   path = next((value for flag, value in zip(argv, [*argv[1:], ""]) if flag == "--config"), "")
   path = next((arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")), path)
@@ -44,7 +47,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str]:
     if not flag.value:
       raise UsageError(f"--{flag.name} is missing: python -m dinov3_jax.main "
                        "--config=configs/quickstart.py --workdir=DIR")
-  return config.value, workdir.value
+  return config.value, workdir.value, profile.value
 
 
 def load_config(path: str) -> ConfigDict:
@@ -103,7 +106,7 @@ def main() -> int:
     print(f"{__doc__}\nThe settings, and what they mean, are those of configs/base.py.")
     return 0
   try:
-    config, workdir = parse(sys.argv)
+    config, workdir, profile = parse(sys.argv)
   except UsageError as error:
     return fail(error, 2)
   set_up_logging()
@@ -119,14 +122,16 @@ def main() -> int:
     run = loop.prepare(config, workdir)
   except (ValueError, OSError, TooManyDamaged) as error:
     return fail(error)
+  except KeyboardInterrupt:
+    return fail("interrupted before the first step", 130)
   try:
-    loop.run(run)
+    loop.run(dataclasses.replace(run, profile=profile))
   except (FloatingPointError, OSError, TooManyDamaged) as error:
     return fail(error)
   return 0
 
 
-def fail(error: Exception, code: int = 1) -> int:
+def fail(error: Exception | str, code: int = 1) -> int:
   """Prints an error that needs no trace."""
   print(f"error: {error}", file=sys.stderr)
   return code

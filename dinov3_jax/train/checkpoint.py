@@ -227,7 +227,7 @@ def _shapes(tree: Any) -> dict[str, str]:
 def _check_arrays(folder: epath.Path, stored: Any, wanted: Any, advice: str):
   stored, wanted = _shapes(stored), _shapes(wanted)
   different = [f"{path} is {stored.get(path, 'missing')} there, {wanted.get(path, 'missing')} here"
-               for path in [*wanted, *(stored.keys() - wanted.keys())]
+               for path in [*wanted, *sorted(stored.keys() - wanted.keys())]
                if stored.get(path) != wanted.get(path)]
   if different:
     more = f"; and {len(different) - 3} more" if len(different) > 3 else ""

@@ -122,6 +122,30 @@ class TensorBoard:
       self._writer.close()
 
 
+class Profile:
+  """Traces a few steps, for TensorBoard's profiler or Perfetto."""
+
+  def __init__(self, folder: epath.PathLike, first: int, count: int = 3):
+    """`first` is the first step traced, at least the second one that is taken."""
+    self._folder, self._first, self._count = folder, first, count
+    self._tracing = False
+
+  def __call__(self, step: int, state: TrainState, metrics: dict[str, float]):
+    if step == self._first - 1:
+      jax.block_until_ready(state.step)
+      jax.profiler.start_trace(str(self._folder))
+      self._tracing = True
+    elif step == self._first + self._count - 1:
+      jax.block_until_ready(state.step)
+      self.close()
+
+  def close(self):
+    if self._tracing:
+      jax.profiler.stop_trace()
+      self._tracing = False
+      log.info("a profile is in %s", self._folder)
+
+
 class LogLine:
   """A plain line for every log interval."""
 
@@ -156,6 +180,7 @@ class ProgressBar(LogLine):
     """`start` is how many steps are done; `console` one of rich's (None: stdout)."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     super().__init__(steps, images)
+    self._text = ""
     self._progress = Progress(BarColumn(bar_width=None), MofNCompleteColumn(),
                               TextColumn("{task.fields[text]}"), expand=True,
                               console=console)
@@ -164,8 +189,11 @@ class ProgressBar(LogLine):
     self._progress.console.show_cursor(True)  # a killed process must not leave a terminal without
 
   def __call__(self, step: int, state: TrainState, metrics: dict[str, float]):
-    text = {"text": self.describe(step, metrics)} if metrics else {}
-    self._progress.update(self._task, completed=step, **text)
+    if metrics:
+      self._text = self.describe(step, metrics)
+      if any(name.startswith("knn") for name in metrics):  # rare, and worth a line that stays
+        self._progress.console.print(f"step {step}  {self._text}", highlight=False)
+    self._progress.update(self._task, completed=step, text=self._text)
 
   def close(self):
     self._progress.stop()

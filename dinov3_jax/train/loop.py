@@ -43,6 +43,7 @@ class Run:
   train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
   first: tuple[Batch, Any]  # a batch on the devices, and the pipeline's position after it
   folder: epath.Path | None  # of the checkpoint that it goes on from
+  profile: int = 0  # the first of the steps to trace; 0: none
 
   @property
   def start(self) -> int:
@@ -99,7 +100,8 @@ def run(run: Run) -> TrainState:
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(StopSignals())
     stack.callback(run.pipeline.close)
-    save_config(config, run.workdir)
+    if jax.process_index() == 0:
+      save_config(config, run.workdir)
     describe(run)
     watching = [stack.enter_context(contextlib.closing(hook)) for hook in make_hooks(run)]
     writer = stack.enter_context(
@@ -199,6 +201,8 @@ def make_hooks(run: Run) -> list[hooks.Hook]:
     watching += [hooks.progress(config.train.steps, images, run.start),
                  hooks.JsonLines(run.workdir / "metrics.jsonl", run.start),
                  hooks.TensorBoard(run.workdir / "tensorboard", run.start)]
+  if run.profile:
+    watching.append(hooks.Profile(run.workdir / "profile", run.profile))
   return watching
 
 
@@ -231,7 +235,7 @@ def check_writable(workdir: epath.Path):
   """Raises an OSError that says what to do if files cannot be made in `workdir`."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / ".probe"
+    probe = workdir / f".probe{jax.process_index()}"
     probe.write_text("")
     probe.unlink()
   except OSError as error:

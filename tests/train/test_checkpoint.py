@@ -54,10 +54,10 @@ def settings(**changes):
 def test_restores_every_bit_and_the_position(tmp_path, gram):
   state = make_state(gram=gram)
   folder = write(tmp_path, state, position={"epoch": 2, "next": [5, None]})
-  restored, position = checkpoint.restore(folder, abstract(state))
+  restored = checkpoint.restore(folder, abstract(state))
   chex.assert_trees_all_equal(restored, state)
   chex.assert_trees_all_equal_structs(restored, state)
-  assert position == {"epoch": 2, "next": [5, None]}
+  assert checkpoint.stored_position(folder) == {"epoch": 2, "next": [5, None]}
 
 
 def test_restores_to_other_shardings(tmp_path):
@@ -66,7 +66,7 @@ def test_restores_to_other_shardings(tmp_path):
   mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
   sharding = NamedSharding(mesh, PartitionSpec())
   wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
-  restored, _ = checkpoint.restore(folder, wanted)
+  restored = checkpoint.restore(folder, wanted)
   assert all(x.sharding == sharding for x in jax.tree.leaves(restored))
   chex.assert_trees_all_equal(restored, state)
 
@@ -84,7 +84,7 @@ def test_saving_does_not_see_what_training_does_next(tmp_path):
         state = add(state)
   for step in range(1, 6):
     folder = checkpoint.locate(tmp_path / "checkpoints" / str(step))
-    restored, _ = checkpoint.restore(folder, wanted)
+    restored = checkpoint.restore(folder, wanted)
     np.testing.assert_array_equal(restored["w"], step + 20 * (step - 1))
 
 
@@ -101,14 +101,22 @@ def test_a_step_is_written_once(tmp_path):
     writer.save(3, make_state(seed=0), {}, SETTINGS)
     writer.save(3, make_state(seed=9), {}, SETTINGS)
   state = make_state(seed=0)
-  chex.assert_trees_all_equal(checkpoint.restore(checkpoint.latest(tmp_path), abstract(state))[0],
-                              state)
+  restored = checkpoint.restore(checkpoint.latest(tmp_path), abstract(state))
+  chex.assert_trees_all_equal(restored, state)
 
 
 def test_an_unfinished_checkpoint_does_not_count(tmp_path):
   folder = write(tmp_path, make_state(), step=3)
   (folder.parent / "7.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
   assert checkpoint.latest(tmp_path) == folder
+
+
+def test_changes_of_settings_are_told(tmp_path):
+  folder = write(tmp_path, make_state(), config=settings(seed=11))
+  assert checkpoint.changes(folder, settings(seed=11)) == []
+  changed = settings(**{"seed": 12, "crops.global_sizes": (256,), "gram.copy_ema_at": 5})
+  assert set(checkpoint.changes(folder, changed)) == {
+    "seed: 11 -> 12", "crops.global_sizes: [224] -> [256]", "gram.copy_ema_at: None -> 5"}
 
 
 def test_locate(tmp_path):

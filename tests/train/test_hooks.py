@@ -1,13 +1,16 @@
 import io
 import json
+import re
 import struct
 import time
 
+import jax
 import jax.numpy as jnp
 import pytest
 import rich.console
 
 from dinov3_jax.train import hooks
+from dinov3_jax.train.state import TrainState
 
 
 def feed(interval, *steps):
@@ -111,14 +114,26 @@ def test_progress_bar_draws_and_gives_the_cursor_back():
   console = rich.console.Console(file=io.StringIO(), force_terminal=True, width=160)
   bar = hooks.ProgressBar(1000, 16, start=10, console=console)
   bar(20, None, METRICS)
-  bar(21, None, {})
+  bar(21, None, {"loss": 5.0})
   bar.close()
   drawn = console.file.getvalue()
   assert "21/1000" in drawn
-  assert "loss 6.2500  32 images/s" in drawn and "0:08:10 left" in drawn
+  assert "step 20  loss 6.2500  32 images/s" in drawn and "0:08:10 left" in drawn
+  assert "21/1000 loss 5.0000" in re.sub(r"\x1b\[\w+", "", drawn) and "step 21" not in drawn
   hidden, shown = "\x1b[?25l", "\x1b[?25h"
   assert drawn.index(shown) < drawn.index("loss")  # and it may be killed any time after
   assert drawn.rindex(shown) > drawn.rindex(hidden)
+
+
+def test_profile_traces_some_steps(tmp_path):
+  add = jax.jit(lambda state: state.replace(step=state.step + 1))
+  state = TrainState(jnp.zeros((), jnp.int32), None, None, None, None)
+  profile = hooks.Profile(tmp_path, first=2, count=1)
+  for step in (1, 2, 3):
+    state = add(state)
+    profile(step, state, {})
+    assert bool(list(tmp_path.rglob("*.xplane.pb"))) == (step >= 2)
+  profile.close()
 
 
 @pytest.mark.parametrize("terminal, kind", [(True, hooks.ProgressBar), (False, hooks.LogLine)])
