@@ -95,7 +95,7 @@ def config(cfg: Mapping[str, Any], width: int | None = None, depth: int | None =
 
 def _report_unused(cfg, sections):
   unknown, ignored = [], []
-  for name, values in cfg.items():
+  for name in cfg:
     known = IGNORED.get(name, set())
     if name not in sections:
       (ignored if "*" in known else unknown).append(name)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from dinov3_jax.models import convnext
 from dinov3_jax.models.convnext import ConvNeXt
-from dinov3_jax.weights import convnext_names
+from dinov3_jax.weights.naming import unflatten
 
 DEPTHS, DIMS = (1, 1, 2, 1), (8, 16, 24, 32)
 
@@ -20,7 +20,7 @@ def abstract(depths=DEPTHS, dims=DIMS, **kwargs):
 
 def build(arrays, naming="official", **kwargs):
   graphdef, state = nnx.split(abstract(**kwargs))
-  params = jax.tree.map(jnp.asarray, convnext_names.from_arrays(arrays, DEPTHS, naming))
+  params = jax.tree.map(jnp.asarray, unflatten(arrays, nnx.to_pure_dict(state), naming))
   chex.assert_trees_all_equal_shapes_and_dtypes(params, nnx.to_pure_dict(state))
   nnx.replace_by_pure_dict(state, params)
   return nnx.merge(graphdef, state)
