@@ -41,7 +41,7 @@ class Run:
   mesh: Mesh
   abstract_state: TrainState
   train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-  first: tuple[Batch, Any]  # a batch on the devices, and the pipeline's position after it
+  first: tuple[Batch, Any] | None  # a batch on the devices, and the pipeline's position after it
   folder: epath.Path | None  # of the checkpoint that it goes on from
   profile: int = 0  # the first of the steps to trace; 0: none
 
@@ -112,10 +112,8 @@ def run(run: Run) -> TrainState:
 
     born = clock()
     state = first_state(run)
-    batch, position = run.first
+    (batch, position), run.first = run.first, None
     for step in range(run.start + 1, last + 1):
-      if stop.requested:
-        break
       state, metrics = run.train_step(state, batch)
       began = clock()
       following = fetch(run.pipeline, run.mesh) if step < last else (None, None)
@@ -130,8 +128,11 @@ def run(run: Run) -> TrainState:
       began = clock()
       for hook in watching:
         hook(step, state, values)
-      if step % config.checkpoint.every == 0 or step == last or stop.requested:
+      ending = step == last or stop.requested
+      if ending or step % config.checkpoint.every == 0:
         writer.save(step, state, position, config)
+      if ending:
+        break
       interval.exclude(clock() - began)
       batch, position = following
     skipped.close()

@@ -118,6 +118,19 @@ def test_a_signal_saves_and_the_next_run_goes_on_bit_for_bit(config, method, tmp
   assert steps_of(tmp_path / "stopped") == [2, 4, 6, 8]
 
 
+def test_a_signal_after_a_step_was_saved_saves_the_next(config, tmp_path, monkeypatch):
+  save = checkpoint.Writer.save
+
+  def save_and_interrupt(self, step, *rest):
+    save(self, step, *rest)
+    if step == 4:
+      interrupt()()
+
+  monkeypatch.setattr(checkpoint.Writer, "save", save_and_interrupt)
+  assert int(loop.train(config, tmp_path).step) == 5
+  assert saved(tmp_path) == [4, 5]
+
+
 def test_a_crash_repeats_steps_but_no_lines(config, method, tmp_path):
   undisturbed = loop.train(config, tmp_path / "undisturbed")
 
