@@ -94,16 +94,22 @@ class SwiGlu(nnx.Module):
     return self.w3(jax.nn.silu(self.w1(x)) * self.w2(x))
 
 
-def make_ffn(kind: str, width: int, ratio: float, align: int, bias: bool, *,
-             rngs: nnx.Rngs) -> nnx.Module:
-  """The feed-forward network: "mlp" of hidden width `ratio * width`, or "swiglu" of two thirds of
-  that, rounded up to a multiple of `align`."""
+def hidden_width(kind: str, width: int, ratio: float, align: int) -> int:
+  """That of a feed-forward network: `ratio * width` for an "mlp", for "swiglu" two thirds of that,
+  rounded up to a multiple of `align`."""
   hidden = int(width * ratio)
   if kind == "mlp":
-    return Mlp(width, hidden, bias, rngs=rngs)
+    return hidden
   if kind == "swiglu":
-    return SwiGlu(width, -(-int(hidden * 2 / 3) // align) * align, bias, rngs=rngs)
+    return -(-int(hidden * 2 / 3) // align) * align
   raise ValueError(f"model.ffn must be mlp or swiglu, not {kind!r}")
+
+
+def make_ffn(kind: str, width: int, ratio: float, align: int, bias: bool, *,
+             rngs: nnx.Rngs) -> nnx.Module:
+  """The feed-forward network, "mlp" or "swiglu", of `hidden_width`."""
+  hidden = hidden_width(kind, width, ratio, align)
+  return (Mlp if kind == "mlp" else SwiGlu)(width, hidden, bias, rngs=rngs)
 
 
 class LayerScale(nnx.Module):

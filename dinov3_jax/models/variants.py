@@ -1,4 +1,16 @@
-"""The table of all sizes (paper, table 2 and section 5)."""
+"""The table of all sizes (paper, table 2 and section 5), and of the weights published for them."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from dinov3_jax.models.convnext import ConvNeXt
+from dinov3_jax.models.layers import hidden_width
+from dinov3_jax.models.rope import Rope
+from dinov3_jax.models.vit import VisionTransformer
 
 REFERENCE_ARCHITECTURES = {
     "vit_small": dict(width=384, depth=12, num_heads=6),
@@ -10,3 +22,123 @@ REFERENCE_ARCHITECTURES = {
     "vit_7b": dict(width=4096, depth=40, num_heads=32, ffn_ratio=3.0),
 }
 """What `student.arch` means in the reference's training settings."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+  """Weights that were published for a variant.
+
+  Attributes:
+    digest: the beginning of its hash, which ends the name of the reference's file.
+    repo: the repository on Hugging Face; None where there is none.
+    changes: where its architecture is not the variant's.
+  """
+
+  digest: str
+  repo: str | None
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """One size.
+
+  Attributes:
+    settings: arguments of `VisionTransformer` or `ConvNeXt`, those of the reference's hub.
+    releases: by the data they were trained on, "lvd1689m" (web images) and "sat493m" (satellite).
+  """
+
+  settings: Mapping[str, Any]
+  releases: Mapping[str, Release]
+
+
+def _releases(name: str, **digests: str) -> dict[str, Release]:
+  return {data: Release(digest, f"facebook/dinov3-{name}-pretrain-{data}")
+          for data, digest in digests.items()}
+
+
+VIT = dict(ffn_ratio=4.0, norm_eps=1e-5, layerscale=1e-5, storage_tokens=4, mask_k_bias=True,
+           rope=dict(base=100.0, rescale=2.0, dtype="float32"))
+SMALL, BASE, LARGE, HUGE, SEVEN_B = (
+    VIT | REFERENCE_ARCHITECTURES[f"vit_{size}"]
+    for size in ("small", "base", "large", "huge2", "7b"))
+GATED = dict(ffn="swiglu", ffn_ratio=6.0)
+OWN_LOCAL_NORM = dict(untie_global_and_local_cls_norm=True)
+
+
+def _convnext(size: str, depths: tuple, dims: tuple, digest: str) -> Variant:
+  return Variant(dict(depths=depths, dims=dims), _releases(f"convnext-{size}", lvd1689m=digest))
+
+
+VARIANTS = {
+    "vits16": Variant(SMALL, _releases("vits16", lvd1689m="08c60483")),
+    "vits16plus": Variant(SMALL | GATED, _releases("vits16plus", lvd1689m="4057cbaa")),
+    "vitb16": Variant(BASE, _releases("vitb16", lvd1689m="73cec8be")),
+    "vitl16": Variant(LARGE, {
+        **_releases("vitl16", lvd1689m="8aa4cbdd"),
+        "sat493m": Release("eadcf0ff", "facebook/dinov3-vitl16-pretrain-sat493m", OWN_LOCAL_NORM)}),
+    "vitl16plus": Variant(LARGE | GATED, {"lvd1689m": Release("46503df0", None)}),
+    "vith16plus": Variant(HUGE | GATED, _releases("vith16plus", lvd1689m="7c1da9a5")),
+    "vit7b16": Variant(
+        SEVEN_B | OWN_LOCAL_NORM | dict(ffn="swiglu", ffn_align=64, qkv_bias=False),
+        _releases("vit7b16", lvd1689m="a955f4ea", sat493m="a6675841")),
+    "convnext_tiny": _convnext("tiny", (3, 3, 9, 3), (96, 192, 384, 768), "21b726bb"),
+    "convnext_small": _convnext("small", (3, 3, 27, 3), (96, 192, 384, 768), "296db49d"),
+    "convnext_base": _convnext("base", (3, 3, 27, 3), (128, 256, 512, 1024), "801f2ba9"),
+    "convnext_large": _convnext("large", (3, 3, 27, 3), (192, 384, 768, 1536), "61fa432d"),
+}
+
+
+def variant(name: str) -> Variant:
+  """The table's row.
+
+  Raises:
+    ValueError: for a name that is not in it.
+  """
+  if name not in VARIANTS:
+    raise ValueError(f"there is no model {name!r}: use one of {', '.join(VARIANTS)}")
+  return VARIANTS[name]
+
+
+def build(settings: Mapping[str, Any], *, rngs: nnx.Rngs) -> VisionTransformer | ConvNeXt:
+  """The network with the given arguments: a ConvNeXt if they name `depths`, else a ViT."""
+  return (ConvNeXt if "depths" in settings else VisionTransformer)(**settings, rngs=rngs)
+
+
+def make_model(name: str, *, rngs: nnx.Rngs, **changes) -> VisionTransformer | ConvNeXt:
+  """A freshly initialised model of the table.
+
+  Args:
+    name: a key of `VARIANTS`.
+    changes: arguments in place of the variant's, for instance those of one of its releases.
+
+  Raises:
+    ValueError: for a name that is not in the table.
+  """
+  return build(variant(name).settings | changes, rngs=rngs)
+
+
+# What no trained model shows: initial values, and what only training uses.
+UNSEEN = {"self", "rngs", "layerscale", "drop_path", "untie_global_and_local_cls_norm"}
+UNSEEN_ROPE = {"shift", "jitter", "rescale", "dtype"}
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+  """In words, where the settings of two models make other networks or other features of them."""
+  there, here = _traits(there), _traits(here)
+  return [f"{key} is {there.get(key, 'unknown')} there, {here.get(key, 'unknown')} here"
+          for key in here | there if there.get(key) != here.get(key)]
+
+
+def _traits(settings):
+  if "depths" in settings:
+    return dict(depths=tuple(settings["depths"]), dims=tuple(settings["dims"]),
+                in_channels=settings.get("in_channels", 3))
+  defaults = {name: p.default for name, p in
+              inspect.signature(VisionTransformer.__init__).parameters.items()}
+  s = defaults | dict(settings)
+  s["hidden_width"] = hidden_width(s["ffn"], s["width"], s.pop("ffn_ratio"), s.pop("ffn_align"))
+  s["mask_k_bias"] = s["mask_k_bias"] and s["qkv_bias"]
+  rope = dataclasses.asdict(Rope(s["width"] // s["num_heads"], **(s.pop("rope") or {})))
+  s |= {f"rope.{key}": value for key, value in rope.items() if key not in UNSEEN_ROPE}
+  return {key: value for key, value in s.items() if key not in UNSEEN}
