@@ -94,6 +94,16 @@ class Trajectory:
     """The batch of a step."""
     return official.batch(self.collated(step))
 
+  def balanced_batch(self, step: int, shards: int = 1, **changes) -> dict[str, np.ndarray]:
+    """A batch that divides into shards: twelve patches of one crop of every image are masked."""
+    arrays = self.collated(step, **changes)
+    rng = np.random.default_rng(step)
+    images, patches = len(arrays["masks"]) // 2, arrays["masks"].shape[1]
+    masks = np.zeros((2, images, patches), bool)
+    for i, crop in enumerate(rng.integers(2, size=images)):
+      masks[crop, i, rng.choice(patches, 12, replace=False)] = True
+    return official.batch(arrays | dict(masks=masks.reshape(-1, patches)), shards)
+
   @functools.cached_property
   def step(self):
     """The compiled step on one device; it donates the state."""

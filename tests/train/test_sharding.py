@@ -1,0 +1,170 @@
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from configs import base
+from dinov3_jax.train.sharding import (
+    batch_sharding,
+    data_shards,
+    make_mesh,
+    path_name,
+    spec_of,
+    state_sharding,
+)
+from dinov3_jax.train.state import init_state
+from dinov3_jax.train.step import make_train_step
+
+
+def mesh_of(*sizes, devices=8):
+  config = base.get_config()
+  config.mesh.update(dict(zip(("data", "fsdp", "tensor"), sizes)))
+  return make_mesh(config, jax.devices()[:devices])
+
+
+def compile_step(config, mesh, state):
+  """The step on a mesh, and the state laid out for it."""
+  layout = state_sharding(mesh, state)
+  step = jax.jit(make_train_step(config), donate_argnums=0, out_shardings=(layout, None))
+  return step, jax.device_put(state, layout)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 1), (2, 2, 2)], ids=str)
+def test_the_recorded_figures_hold_on_any_mesh(trajectory, sizes):
+  """One batch's images are split, its masks are those of the one process that was recorded."""
+  run = trajectory("pretrain")
+  mesh = mesh_of(*sizes, devices=int(np.prod(sizes)))
+  split, replicated = batch_sharding(mesh), NamedSharding(mesh, P())
+  step, state = compile_step(run.config, mesh, run.state())
+  for row in run.record["rows"]:
+    batch = {name: jax.device_put(x, replicated if name.startswith("mask_") else split)
+             for name, x in run.batch(row["it"]).items()}
+    state, metrics = step(state, batch)
+    for ours, theirs in dict(loss="total", koleo_loss="koleo_loss", ibot_loss="ibot_loss",
+                             dino_global_loss="dino_global_crops_loss",
+                             dino_local_loss="dino_local_crops_loss").items():
+      np.testing.assert_allclose(metrics[ours], row[theirs], rtol=1e-4, err_msg=ours)
+    for name, norm in row["grad_norm"].items():
+      np.testing.assert_allclose(metrics[f"grad_norm/{name}"], norm, rtol=1e-4)
+  # The layout has not drifted, which would compile the step again.
+  in_place = jax.tree.map(lambda x, s: x.sharding == s, state, state_sharding(mesh, state))
+  assert all(jax.tree.leaves(in_place)) and step._cache_size() == 1
+
+
+def test_a_step_is_the_same_on_four_devices_and_one(trajectory):
+  """Four data shards, each with masks, KoLeo groups, Gram matrices and kept rows of its own."""
+  run = trajectory("gram")
+  config = run.config.copy_and_resolve_references()
+  config.train.batch_size = 8
+  config.koleo.group = 2
+  config.model.drop_path = 0.5
+  config.model.rope.rescale = 2.0
+  config.gram.update(image_level=False, tokens="masked", stats=True)
+  results = []
+  for data in (1, 4):
+    mesh = mesh_of(data, 1, 1, devices=data)
+    step, state = compile_step(config, mesh, run.state())
+    batches = [jax.device_put(run.balanced_batch(i, 4, images=8), batch_sharding(mesh))
+               for i in range(3)]
+    compiled = step.lower(state, batches[0]).compile()
+    results.append([])
+    for batch in batches:
+      state, metrics = compiled(state, batch)
+      results[-1].append(jax.device_get(metrics))
+  for one, four in zip(*results):
+    assert set(one) == set(four) and one["skipped"] == 0
+    for name in one:
+      np.testing.assert_allclose(four[name], one[name], rtol=1e-4, err_msg=name)
+  # What one process does for itself in the reference needs no other device here: data parallelism
+  # sums, and gathers nothing.
+  program = compiled.as_text()
+  assert re.search(r"all-reduce(-start)?\(", program)
+  assert not re.search(r"(all-gather|all-to-all|collective-permute)(-start)?\(", program)
+
+
+def test_initialisation_does_not_know_of_the_mesh(tiny_config):
+  tiny_config.gram.teacher = "own"
+  init = lambda: init_state(tiny_config)
+  mesh = mesh_of(2, 2, 2)
+  layout = state_sharding(mesh, jax.eval_shape(init))
+  # The random bits are the same; what a compiler makes of a logarithm differs in the last place.
+  chex.assert_trees_all_close(jax.device_get(jax.jit(init, out_shardings=layout)()),
+                              jax.device_get(jax.jit(init)()), rtol=1e-6, atol=0)
+
+
+KINDS = dict(
+    plain=dict(),
+    swiglu=dict(ffn="swiglu", untie_cls_and_patch_norms=True, qkv_bias=False),
+    rms=dict(norm="rmsnorm", untie_global_and_local_cls_norm=True, storage_tokens=0),
+    bare=dict(layerscale=0.0, proj_bias=False, ffn_bias=False),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rules_cover_every_parameter(tiny_config, kind):
+  tiny_config.model.update(KINDS[kind])
+  tiny_config.gram.teacher = "own"
+  state = jax.eval_shape(lambda: init_state(tiny_config))
+  layout = state_sharding(mesh_of(2, 2, 2), state)
+  chex.assert_trees_all_equal_structs(state, layout)
+  specs = lambda tree: {path_name(path): x.spec
+                        for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+  # Averages, moments and the Gram teacher lie where the student's parameter does.
+  student, moments = specs(layout.student), layout.opt_state[1]
+  assert specs(layout.teacher) == specs(moments.mu) == specs(moments.nu) == student
+  assert specs(layout.gram_teacher).items() <= student.items()
+  # Every matrix of a block or a head is cut by both axes of the parameters.
+  for name, spec in student.items():
+    if re.search("(blocks|head/mlp)/.*kernel$", name):
+      assert {"fsdp", "tensor"} <= set(spec), name
+
+
+def test_a_device_holds_its_part_only(tiny_config):
+  init = lambda: init_state(tiny_config)
+  layout = state_sharding(mesh_of(1, 4, 2), jax.eval_shape(init))
+  state = jax.jit(init, out_shardings=layout)()
+  kernel = state.student["backbone"]["blocks"]["mlp"]["fc1"]["kernel"]
+  assert kernel.addressable_shards[0].data.size == kernel.size // 8
+  matrices = [x for x in jax.tree.leaves(state.student) if x.size > 1000]
+  held = sum(x.addressable_shards[0].data.size for x in matrices)
+  assert held < sum(x.size for x in matrices) / 4
+
+
+def test_axes_that_do_not_divide_stay_whole():
+  mesh = mesh_of(1, 4, 2)
+  name = "student/backbone/blocks/mlp/fc1/kernel"
+  assert spec_of(name, (3, 64, 256), mesh) == P(None, "fsdp", "tensor")
+  assert spec_of(name, (3, 62, 256), mesh) == P(None, None, "tensor")
+  name = "student/dino_head/last_layer/kernel"
+  assert spec_of(name, (48, 8), mesh) == P(None, ("fsdp", "tensor"))
+  assert spec_of(name, (48, 12), mesh) == P(None, None)
+
+
+def test_an_unknown_parameter_is_an_error():
+  with pytest.raises(ValueError, match="no sharding rule covers student/backbone/gate/kernel: add"):
+    spec_of("student/backbone/gate/kernel", (2, 2), mesh_of(8, 1, 1))
+  state = {"student": {"backbone": {"pos_embed": jnp.zeros(3)}}}
+  with pytest.raises(ValueError, match="student/backbone/pos_embed"):
+    state_sharding(mesh_of(8, 1, 1), state)
+
+
+@pytest.mark.parametrize("asked, sizes, shards", [
+    ((-1, 1, 1), (8, 1, 1), 8), ((2, -1, 2), (2, 2, 2), 4), ((1, 2, -1), (1, 2, 4), 2),
+    ((4, 2, 1), (4, 2, 1), 8)])
+def test_mesh(asked, sizes, shards):
+  mesh = mesh_of(*asked)
+  assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), sizes))
+  assert data_shards(mesh) == shards
+  assert batch_sharding(mesh).shard_shape((16, 3)) == (16 // shards, 3)
+
+
+@pytest.mark.parametrize("asked", [(2, 1, 1), (-1, 3, 1), (-1, -1, 8), (16, 1, 1), (-1, 8, 0)])
+def test_a_mesh_that_does_not_fit(asked):
+  text = f"data={asked[0]} x fsdp={asked[1]} x tensor={asked[2]}"
+  with pytest.raises(ValueError, match=f"mesh {text} does not match 8 devices: set config"):
+    mesh_of(*asked)
