@@ -18,8 +18,19 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from dinov3_jax.train.sharding import path_name
 from dinov3_jax.train.state import Params, TrainState
+from dinov3_jax.weights.native import (
+  FOLDER,
+  latest,
+  locate,
+  read_arrays,
+  read_json,
+  stored_arrays,
+  stored_settings,
+)
 
-FOLDER = "checkpoints"
+__all__ = ["FOLDER", "Writer", "changes", "check", "check_start", "latest", "locate", "restore",
+           "restore_teacher", "start", "stored_config", "stored_position"]
+
 # Settings that make another network of parameters of the same shapes.
 UNSEEN_IN_SHAPES = ("num_heads", "ffn", "norm", "norm_eps", "rope.base", "rope.min_period",
                     "rope.max_period", "rope.normalize")
@@ -67,33 +78,9 @@ class Writer:
     self.close()
 
 
-def latest(workdir: epath.PathLike) -> epath.Path | None:
-  """The folder of a run's newest complete checkpoint, named after its step; None if it has none."""
-  root = epath.Path(workdir).resolve() / FOLDER
-  if not root.exists():
-    return None
-  found = ocp.path.step.latest_step_metadata(root, ocp.path.step.standard_name_format())
-  return found and found.path
-
-
-def locate(path: epath.PathLike) -> epath.Path:
-  """The checkpoint that `path` means: a run's newest one, or the checkpoint's own folder.
-
-  Raises:
-    FileNotFoundError: if there is none.
-  """
-  path = epath.Path(path).resolve()
-  found = path if (path / "state").exists() else latest(path)
-  if found is None:
-    raise FileNotFoundError(
-      f"no checkpoint in {path}: give the --workdir of a run that has saved one, or one of the "
-      f"numbered folders in its {FOLDER}/")
-  return found
-
-
 def stored_config(folder: epath.Path) -> ConfigDict:
   """The settings that a checkpoint was trained with (tuples have become lists)."""
-  return ConfigDict(_read_json(folder / "config"))
+  return ConfigDict(stored_settings(folder))
 
 
 def changes(folder: epath.Path, config: ConfigDict) -> list[str]:
@@ -110,7 +97,7 @@ def check(folder: epath.Path, abstract_state: TrainState, config: ConfigDict):
     ValueError: naming the first arrays, or the setting, that differ.
   """
   advice = "go on with the settings it was made with, or choose another --workdir"
-  _check_arrays(folder, _metadata(folder), abstract_state, advice)
+  _check_arrays(folder, stored_arrays(folder), abstract_state, advice)
   _check_model(folder, config, advice)
 
 
@@ -121,12 +108,12 @@ def restore(folder: epath.Path, abstract_state: TrainState) -> TrainState:
     folder: from `latest` or `locate`.
     abstract_state: the state as `ShapeDtypeStruct`s with shardings, of any mesh.
   """
-  return _read_arrays(folder, abstract_state)
+  return read_arrays(folder, abstract_state)
 
 
 def stored_position(folder: epath.Path) -> Any:
   """Where the data stream stood, as it was given to `Writer.save`."""
-  return _read_json(folder / "data")
+  return read_json(folder / "data")
 
 
 def check_start(config: ConfigDict, abstract_state: TrainState):
@@ -185,7 +172,7 @@ def restore_teacher(path: epath.PathLike, abstract_teacher: Params | None = None
     abstract_teacher = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), stored)
   _check_arrays(folder, stored, abstract_teacher, "build the model from its stored config")
-  return _read_arrays(folder, {"teacher": abstract_teacher})["teacher"], stored_config(folder)
+  return read_arrays(folder, {"teacher": abstract_teacher})["teacher"], stored_config(folder)
 
 
 def _starts(config: ConfigDict, state: TrainState) -> list[tuple[str, str, Params]]:
@@ -198,24 +185,9 @@ def _starts(config: ConfigDict, state: TrainState) -> list[tuple[str, str, Param
   return starts
 
 
-def _metadata(folder: epath.Path) -> dict:
-  return ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
-
-
 def _stored_teacher(folder: epath.Path, wanted: Params | None) -> Params:
-  stored = _metadata(folder)["teacher"]
+  stored = stored_arrays(folder)["teacher"]
   return {name: part for name, part in stored.items() if wanted is None or name in wanted}
-
-
-def _read_arrays(folder: epath.Path, abstract: Any) -> Any:
-  arguments = ocp.args.PyTreeRestore(
-    abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-    partial_restore=True)
-  return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder / "state", arguments)
-
-
-def _read_json(folder: epath.Path) -> Any:
-  return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder)
 
 
 def _shapes(tree: Any) -> dict[str, str]:
