@@ -1,5 +1,7 @@
 """The projection head of DINO and iBOT."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,7 +21,7 @@ class DINOHead(nnx.Module):
       raise ValueError(f"a head needs at least one layer, not {layers}")
     widths = [width, *[hidden] * (layers - 1), bottleneck]
     self.mlp = nnx.Dict({str(i): linear(a, b, True, rngs=rngs)
-                         for i, (a, b) in enumerate(zip(widths, widths[1:]))})
+                         for i, (a, b) in enumerate(itertools.pairwise(widths))})
     self.last_layer = linear(bottleneck, prototypes, False, rngs=rngs)
 
   def bottleneck(self, x: jax.Array) -> jax.Array:

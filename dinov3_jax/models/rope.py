@@ -18,12 +18,12 @@ class Rope:
 
   Attributes:
     base: periods are `base ** (4 i / head_dim)`; 0 spaces them from `min_period` to `max_period`.
-    normalize: "separate" divides rows by the height and columns by the width; "max" and "min" divide
-      both by the longer or the shorter side.
+    normalize: "separate" divides rows by the height and columns by the width; "max" and "min"
+      divide both by the longer or the shorter side.
     shift: both coordinates move by U(-shift, shift) each.
     jitter: both are multiplied by exp(U(-ln jitter, ln jitter)) each.
     rescale: both are multiplied by one exp(U(-ln rescale, ln rescale)).
-    dtype: "float32", or "bfloat16" for tables and rotation rounded as the reference's training does.
+    dtype: "float32", or "bfloat16": tables and rotation rounded as in the reference's training.
   """
 
   head_dim: int
@@ -73,7 +73,8 @@ class Rope:
     coords = round_(2 * coords - 1)
     if key is not None:
       shift_key, jitter_key, rescale_key = jax.random.split(key, 3)
-      draw = lambda key, n, bound: round_(jax.random.uniform(key, (n,), minval=-bound, maxval=bound))
+      draw = lambda key, n, bound: round_(
+          jax.random.uniform(key, (n,), minval=-bound, maxval=bound))
       if self.shift is not None:
         coords = round_(coords + draw(shift_key, 2, self.shift))
       if self.jitter is not None:

@@ -121,12 +121,13 @@ class VisionTransformer(nnx.Module):
       remat: which intermediate values are recomputed in the backward pass; a key of `REMAT`.
 
     Returns:
-      The dicts of `__call__` for global and local crops (None without). Local crops' CLS and storage
-      tokens use their own norm where the model has one.
+      The dicts of `__call__` for global and local crops (None without). Local crops' CLS and
+      storage tokens use their own norm where the model has one.
     """
     crops = [global_crops] if local_crops is None else [global_crops, local_crops]
     tokens = [self._embed(c, m) for c, m in zip(crops, [masks, None])]
-    tokens = self._blocks(tokens, [c.shape[1:3] for c in crops], key=key, shards=shards, remat=remat)
+    sizes = [crop.shape[1:3] for crop in crops]
+    tokens = self._blocks(tokens, sizes, key=key, shards=shards, remat=remat)
     outputs = [self._split(self._final_norm(x, norm))
                for x, norm in zip(tokens, [self.cls_norm, self.local_cls_norm or self.cls_norm])]
     return outputs[0], outputs[1] if len(outputs) > 1 else None
@@ -149,7 +150,7 @@ class VisionTransformer(nnx.Module):
     return jnp.concatenate([*prefix, x], axis=1)
 
   def _blocks(self, crops, sizes, *, key=None, shards=1, remat="none", collect=None):
-    """Runs every block over every crop kind; with `collect`, also one kind's output of those blocks."""
+    """Runs every block over every crop kind; `collect` also keeps the output of those blocks."""
     grids = [[side // self.patch_size for side in size] for size in sizes]
     graphdef, params = nnx.split(self.blocks)
     if remat not in REMAT:

@@ -1,4 +1,4 @@
-"""Student, teacher and Gram teacher on one batch: every loss, and their total (paper, section 3)."""
+"""Student, teacher and Gram teacher on one batch: all losses, and their total (section 3)."""
 
 from collections.abc import Callable
 
@@ -57,12 +57,12 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef]) -> Callable:
     return nnx.merge(graphs[name], params)
 
   def cross_entropy(student, teacher, name, student_rows, teacher_rows, weights, temperature):
-    """Student [B, S, D] against the Sinkhorn targets of teacher [B, T, D], as [S, T] sums over B."""
+    """Student [B, S, D] against the targets of teacher [B, T, D]: [S, T], each summed over B."""
     student, teacher = merge(student, name), merge(teacher, name)
     kernel, teacher_kernel = (head.last_layer.kernel[...] for head in (student, teacher))
     teacher_rows = jax.lax.stop_gradient(teacher.bottleneck(teacher_rows))
-    u, v = sinkhorn_scales_from_bottleneck(
-        teacher_rows.reshape(-1, teacher_rows.shape[-1]), teacher_kernel, temperature, chunks=chunks)
+    samples = teacher_rows.reshape(-1, teacher_rows.shape[-1])
+    u, v = sinkhorn_scales_from_bottleneck(samples, teacher_kernel, temperature, chunks=chunks)
     return prototype_cross_entropy(
         student.bottleneck(student_rows), kernel, teacher_rows, teacher_kernel, u,
         v.reshape(teacher_rows.shape[:2]), weights, temperature, chunks=chunks)

@@ -20,9 +20,9 @@ def make_schedule(kind: str, start: float, peak: float, end: float, warmup_steps
   - "warmup_cosine": the warm-up stops one step short of `peak`; the cosine takes `cosine_steps`
     (None: all that is left of `total_steps`; 0: none at all) and hits both of its ends. `scale`
     multiplies `peak` and `end`.
-  - "cosine": the warm-up's last step is at `peak`; the cosine approaches `end`, which the step after
-    the last reaches. `trunc_extra` takes the first part of a cosine 1 + trunc_extra times as long,
-    stretched so that its last step is at `end`. `scale` multiplies `peak` alone.
+  - "cosine": the warm-up's last step is at `peak`; the cosine approaches `end`, which the step
+    after the last reaches. `trunc_extra` takes the first part of a cosine 1 + trunc_extra times as
+    long, stretched so that its last step is at `end`. `scale` multiplies `peak` alone.
 
   Args:
     scale: what the learning-rate scaling rule comes to.
@@ -37,8 +37,8 @@ def make_schedule(kind: str, start: float, peak: float, end: float, warmup_steps
     raise ValueError(f"a schedule's kind must be warmup_cosine or cosine, not {kind!r}")
   n = total_steps - warmup_steps if cosine_steps is None else cosine_steps
   if n < 0 or warmup_steps + n > total_steps:
-    raise ValueError(f"a schedule with {warmup_steps} warm-up and {max(n, 0)} cosine steps does not "
-                     f"fit train.steps={total_steps}: shorten it or train longer")
+    raise ValueError(f"a schedule with {warmup_steps} warm-up and {max(n, 0)} cosine steps does "
+                     f"not fit train.steps={total_steps}: shorten it or train longer")
   peak = peak * scale
   end = end * scale if kind == "warmup_cosine" else end
   if kind == "warmup_cosine":

@@ -22,7 +22,7 @@ def ema(teacher: Params, student: Params, momentum: jax.Array) -> Params:
 
 def gram_refresh_due(done: jax.Array, every: int, first: int,
                      max_refreshes: int | None) -> jax.Array:
-  """Whether the Gram teacher is copied from the EMA teacher after `done` steps (paper, section 4.2).
+  """Whether the EMA teacher becomes the Gram teacher after `done` steps (paper, section 4.2).
 
   It is every `every` steps, from step `first` on, at most `max_refreshes` times; a function of the
   step alone, so that a restart needs no count.
@@ -50,11 +50,12 @@ def make_train_step(config) -> Callable[[TrainState, Batch], tuple[TrainState, M
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     values = {name: schedule(state.step) for name, schedule in schedules.items()}
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    gram_teacher = state.gram_teacher
-    if gram_teacher is not None and gram.copy_ema_at is not None:
-      gram_teacher = copy_ema_if(state.step == gram.copy_ema_at, state.teacher, gram_teacher)
+    if state.gram_teacher is not None and gram.copy_ema_at is not None:
+      copied = copy_ema_if(state.step == gram.copy_ema_at, state.teacher, state.gram_teacher)
+      state = state.replace(gram_teacher=copied)
 
-    loss_fn = lambda student: objective(student, state.teacher, gram_teacher, batch, values, key)
+    loss_fn = lambda student: objective(student, state.teacher, state.gram_teacher, batch, values,
+                                        key)
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.student)
     norms = module_norms(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
@@ -62,6 +63,7 @@ def make_train_step(config) -> Callable[[TrainState, Batch], tuple[TrainState, M
     updates, opt_state = optimizer.update(grads, state.opt_state, state.student, step=state.step)
     student = optax.apply_updates(state.student, updates)
     teacher = ema(state.teacher, student, values["momentum"])
+    gram_teacher = state.gram_teacher
     if gram_teacher is not None:
       due = gram_refresh_due(state.step + 1, gram.refresh_every, gram.refresh_first,
                              gram.max_refreshes)
