@@ -53,9 +53,9 @@ class Section:
   def choice(self, key: str, default: str, choices: Mapping[str, Any]) -> Any:
     """`choices[value]`, or an error that names them."""
     value = self.get(key, default)
-    if value not in choices:
+    if value not in list(choices):
       raise ValueError(f"{self.name}.{key}={value!r} is not supported; "
-                       f"use one of {', '.join(choices)}")
+                       f"use one of {', '.join(map(str, choices))}")
     return choices[value]
 
   def require(self, key: str, value: Any):
@@ -175,7 +175,7 @@ def _model(model, student, width, depth, num_heads):
   rope = lambda name, default=None: student.get(f"pos_embed_rope_{name}", default)
   low, high = rope("min_period"), rope("max_period")
   model.rope.update(
-      base=0.0 if low is not None else float(rope("base", 100.0)), min_period=low, max_period=high,
+      base=float(rope("base", 100.0 if low is None else 0.0)), min_period=low, max_period=high,
       normalize=rope("normalize_coords", "separate"), shift=_float(rope("shift_coords")),
       jitter=_float(rope("jitter_coords")), rescale=_float(rope("rescale_coords")),
       dtype=student.choice("pos_embed_rope_dtype", "bf16", DTYPES))
