@@ -231,6 +231,12 @@ def test_gram_teacher_of_a_run_with_everything(tiny_config):
   for i, expected in enumerate(source):
     chex.assert_trees_all_equal(states[i].gram_teacher, backbone(expected))
   assert {x.dtype for x in jax.tree.leaves(states[-1].student)} == {np.dtype("float32")}
+  # A step that is skipped for its student's sake does not lose the one copy.
+  broken = jax.tree.map(jnp.array, states[1])
+  broken.student["backbone"]["cls_token"] *= jnp.nan
+  after, metrics = step(broken, batch)
+  assert metrics["skipped"] == 1
+  chex.assert_trees_all_equal(host(after).gram_teacher, backbone(1))
   # The step is a function of state and batch, and its randomness of the step.
   again = jax.tree.map(jnp.array, states[3])
   assert step(again, batch)[1]["loss"] == losses[3]
