@@ -128,7 +128,7 @@ def _from_native(name, path, dtype, mesh, network) -> tuple[Settings, Params]:
   if wrong:
     raise ValueError(f"the parameters are not those of the stored settings: {'; '.join(wrong)}")
   shardings = param_sharding(mesh, shapes) if mesh else jax.tree.map(
-      lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), shapes)
+      lambda _: jnp.zeros(()).sharding, shapes)
   abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes,
                           shardings)
   params = native.read_arrays(folder, {network: {"backbone": abstract}})
