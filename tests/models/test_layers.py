@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dinov3_jax.models.layers import Block, PatchEmbed, make_ffn, make_norm, residual
+from dinov3_jax.models.layers import Block, ConvStem, PatchEmbed, make_ffn, make_norm, residual
 from dinov3_jax.models.rope import Rope
 
 KEYS = jax.random.split(jax.random.key(0), 2000)
@@ -130,6 +130,22 @@ def test_patch_embed_is_a_convolution_that_drops_the_rest():
       images, embed.kernel[...], (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
   expected = (expected + embed.bias[...]).reshape(2, 2 * 3, 6)
   np.testing.assert_allclose(jax.jit(lambda x: embed(x))(images), expected, atol=1e-6)
+
+
+def test_conv_stem_gives_a_token_for_each_patch_and_sees_beyond_it():
+  stem = ConvStem(8, 3, 32, rngs=nnx.Rngs(0))
+  images = jax.random.normal(jax.random.key(1), (2, 35, 24, 3))  # three rows fill no patch
+  tokens = stem(images)
+  assert tokens.shape == (2, 4 * 3, 32)
+  np.testing.assert_array_equal(tokens, stem(images[:, :32]))
+  changed = np.any(stem(images.at[:, 7, 7].add(1)) != tokens, axis=(0, 2)).reshape(4, 3)
+  # The pixel is the last of the first patch, and within reach of its right and lower neighbours.
+  assert changed[:2, :2].all() and not changed[2:].any() and not changed[:, 2:].any()
+
+
+def test_conv_stem_halves_its_way_to_the_patch_size():
+  with pytest.raises(ValueError, match="power of two, not 12"):
+    ConvStem(12, 3, 32, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])

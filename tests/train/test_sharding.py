@@ -96,6 +96,7 @@ KINDS = dict(
     swiglu=dict(ffn="swiglu", untie_cls_and_patch_norms=True, qkv_bias=False),
     rms=dict(norm="rmsnorm", untie_global_and_local_cls_norm=True, storage_tokens=0),
     bare=dict(layerscale=0.0, proj_bias=False, ffn_bias=False),
+    stem=dict(stem="conv"),
 )
 
 
