@@ -1,13 +1,14 @@
 """The ConvNeXt backbones of DINOv3: distilled from the 7B ViT, for where convolutions run best."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dinov3_jax.models.layers import LayerScale, Mlp, init, make_norm
-from dinov3_jax.models.vit import REMAT
+from dinov3_jax.models.layers import LayerScale, Mlp, inference_dot, init, make_norm
+from dinov3_jax.models.vit import REMAT, check_images
 
 STRIDE = 32  # of the last stage: the image's pixels along a patch
 EPS = 1e-6
@@ -140,13 +141,18 @@ class ConvNeXt(nnx.Module):
     self.stages = nnx.Dict({str(i): make_stage(n, d) for i, (n, d) in enumerate(zip(depths, dims))})
     self.norm = make_norm("layernorm", dims[-1], EPS, rngs=rngs)
 
-  def __call__(self, images: jax.Array, masks: jax.Array | None = None, *,
+  def __call__(self, images: jax.Array, masks: jax.Array | None = None, *, pad: bool = False,
                key: jax.Array | None = None, remat: str = "none") -> dict[str, jax.Array]:
     """Normed tokens of preprocessed images.
 
+    It is compiled: the first call with images of a new shape takes a while, the others do not. This
+    holds for `features`, too.
+
     Args:
-      images: [B, H, W, C], each side at least 32; what fills no patch of 32 is left out.
+      images: float [B, H, W, C], each side at least 32; what fills no patch of 32 is left out.
       masks: ignored (reference); a ConvNeXt has no mask token.
+      pad: nothing is left out: zeros, which are the mean colour, on the right and below make the
+        sides multiples of 32.
       key: draws stochastic depth, for each image on its own; None turns it off.
       remat: what the backward pass computes again; a key of `vit.REMAT`.
 
@@ -155,19 +161,20 @@ class ConvNeXt(nnx.Module):
       at stride 32, in rows. All went through the one norm.
     """
     del masks
-    return self._tokens(self._stages(images, key, remat)[-1], self.norm)
+    return _forward(self, _checked(images, pad), key, remat)
 
   def features(self, images: jax.Array, layers: int | Sequence[int] = 1, *, norm: bool = True,
-               reshape: bool = False) -> list[dict[str, jax.Array]]:
+               reshape: bool = False, pad: bool = False) -> list[dict[str, jax.Array]]:
     """The maps after chosen stages, in the stages' order.
 
     For dense tasks take all four: they differ in width and, without a `patch_size`, in stride.
 
     Args:
-      images: [B, H, W, C], each side at least 32.
+      images: float [B, H, W, C], each side at least 32.
       layers: how many of the last stages, or the indices of stages (negative from the end).
       norm: apply the final norm to the last stage; earlier stages have none.
       reshape: patches as [B, h, w, D] instead of [B, h * w, D].
+      pad: as in `__call__`; the maps are those of the larger image.
 
     Returns:
       A dict for each stage, as from `__call__`. With a `patch_size` the patches are resized
@@ -180,10 +187,7 @@ class ConvNeXt(nnx.Module):
       chosen = sorted({i + last + 1 if i < 0 else i for i in layers})
     if not chosen or chosen[0] < 0 or chosen[-1] > last:
       raise ValueError(f"layers {layers} do not fit a model of {last + 1} stages")
-    maps = self._stages(images, last=chosen[-1])
-    grid = self.patch_size and [side // self.patch_size for side in images.shape[1:3]]
-    return [self._tokens(maps[i], self.norm if norm and i == last else None, grid, reshape)
-            for i in chosen]
+    return _features(self, _checked(images, pad), tuple(chosen), norm, reshape)
 
   def forward_crops(self, global_crops: jax.Array, local_crops: jax.Array | None = None,
                     masks: jax.Array | None = None, *, key: jax.Array | None = None,
@@ -191,15 +195,14 @@ class ConvNeXt(nnx.Module):
     """The training forward, as the ViT's; `masks` and `shards` change nothing here."""
     del masks, shards
     keys = (None, None) if key is None else jax.random.split(key)
-    outputs = [crops if crops is None else self(crops, key=k, remat=remat)
+    outputs = [crops if crops is None else self._tokens(
+                 self._stages(_checked(crops, pad=False), k, remat)[-1], self.norm)
                for crops, k in zip((global_crops, local_crops), keys)]
     return outputs[0], outputs[1]
 
-  def _stages(self, images, key=None, remat="none", last=3) -> list[jax.Array]:
-    """The map after each stage up to `last`."""
-    if min(images.shape[1:3]) < STRIDE:
-      raise ValueError(f"images of {images.shape[1]}x{images.shape[2]} are too small for a "
-                       f"ConvNeXt: each side needs at least {STRIDE} pixels")
+  def _stages(self, images, key=None, remat="none", last=3, dot=jax.lax.dot_general
+              ) -> list[jax.Array]:
+    """The map after each stage up to `last`; `dot` computes the blocks' matrix products."""
     if remat not in REMAT:
       raise ValueError(f"train.remat must be one of {', '.join(REMAT)}, not {remat!r}")
     x = images.astype(self.downsample["0"].conv.kernel.dtype)
@@ -211,7 +214,13 @@ class ConvNeXt(nnx.Module):
     for i in range(last + 1):
       x = self.downsample[str(i)](x)
       graphdef, params = nnx.split(self.stages[str(i)])
-      body = lambda x, layer, graphdef=graphdef: (nnx.merge(graphdef, layer[0])(x, layer[1]), None)
+
+      def body(x, layer, graphdef=graphdef):
+        params, keep = layer
+        block = nnx.merge(graphdef, params)
+        block.set_attributes(dot_general=dot)
+        return block(x, keep), None
+
       if remat != "none":
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
       x, _ = jax.lax.scan(body, x, (params, keep[i]))
@@ -232,3 +241,29 @@ class ConvNeXt(nnx.Module):
     patches = x if reshape else x.reshape(len(x), -1, x.shape[-1])
     return {"cls": cls, "storage": patches.reshape(len(x), -1, x.shape[-1])[:, :0],
             "patches": patches}
+
+
+def _checked(images: jax.Array, pad: bool) -> jax.Array:
+  """Images that are fit for the network, or a ValueError."""
+  check_images(images)
+  height, width = images.shape[1:3]
+  if pad:
+    return jnp.pad(images, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0)))
+  if min(height, width) < STRIDE:
+    raise ValueError(f"images of {height}x{width} are too small for a ConvNeXt: each side needs at "
+                     f"least {STRIDE} pixels; pass pad=True to fill them up")
+  return images
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _forward(model: ConvNeXt, images, key, remat):
+  return model._tokens(model._stages(images, key, remat, dot=inference_dot)[-1], model.norm)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _features(model: ConvNeXt, images, chosen, norm, reshape):
+  maps = model._stages(images, last=chosen[-1], dot=inference_dot)
+  grid = model.patch_size and [side // model.patch_size for side in images.shape[1:3]]
+  last = len(model.depths) - 1
+  return [model._tokens(maps[i], model.norm if norm and i == last else None, grid, reshape)
+          for i in chosen]

@@ -1,12 +1,14 @@
 """The vision transformer of DINOv3 (section 3.1)."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from dinov3_jax.models.layers import Block, PatchEmbed, init, make_norm
+from dinov3_jax.models.layers import Block, PatchEmbed, inference_dot, init, make_norm
 from dinov3_jax.models.rope import Rope
 
 # What a block may keep for its backward pass; the rest is computed again.
@@ -60,53 +62,63 @@ class VisionTransformer(nnx.Module):
     self.cls_norm = make() if untie_cls_and_patch_norms else None
     self.local_cls_norm = make() if untie_global_and_local_cls_norm else None
 
-  def __call__(self, images: jax.Array, masks: jax.Array | None = None) -> dict[str, jax.Array]:
+  def __call__(self, images: jax.Array, masks: jax.Array | None = None, *, pad: bool = False
+               ) -> dict[str, jax.Array]:
     """Normed tokens of preprocessed images.
 
+    It is compiled: the first call with images of a new shape takes a while, the others do not. This
+    holds for `features`, too.
+
     Args:
-      images: [B, H, W, C], H and W multiples of the patch size.
+      images: float [B, H, W, C], H and W multiples of the patch size p, square or not.
       masks: [B, N] bool; True replaces a patch by the mask token.
+      pad: images of other sizes are no error: zeros, which are the mean colour, fill the patches
+        that the right and the lower edge cut. N is then ceil(H/p) * ceil(W/p).
 
     Returns:
       `cls` [B, D], `storage` [B, R, D] and `patches` [B, N, D], N patches in rows.
+
+    Raises:
+      ValueError: images of another size, shape or dtype, such as uint8.
     """
-    self._check_size(images)
-    x, = self._blocks([self._embed(images, masks)], [images.shape[1:3]])
-    return self._split(self._final_norm(x))
+    return _tokens(self, self._checked(images, pad), masks)
 
   def features(self, images: jax.Array, layers: int | Sequence[int] = 1, *, norm: bool = True,
-               reshape: bool = False) -> list[dict[str, jax.Array]]:
+               reshape: bool = False, pad: bool = False) -> list[dict[str, jax.Array]]:
     """Tokens after chosen blocks, in the blocks' order.
 
-    For dense tasks take four evenly spaced blocks, which the paper does; for ViT-L's 24 the
-    reference takes [4, 11, 17, 23]. The final norm belongs on every layer: the features are read
-    through it downstream, and without it a few channels dominate.
+    Which to take, with the final norm on each of them:
+
+    - retrieval, k-NN, classification, matching, segmentation by a linear layer: the last, `1`.
+      A linear classifier does better with `cls` and the mean of `patches`, joined.
+    - a head that learns from several depths (depth, detection, segmentation by a larger head): four
+      evenly spaced. The paper's are [9, 19, 29, 39] of the 7B's 40 and [4, 11, 17, 23] of ViT-L's
+      24; `[depth * i // 4 - 1 for i in (1, 2, 3, 4)]` of others: [2, 5, 8, 11] of ViT-S and B.
+      The published canopy height model, on ViT-L, is the exception with [5, 11, 17, 23].
+
+    Without the norm a few channels dominate: leave it out only for a head that was trained so.
 
     Args:
-      images: [B, H, W, C], H and W multiples of the patch size.
-      layers: how many of the last blocks, or the indices of blocks (negative from the end).
+      images: float [B, H, W, C], H and W multiples of the patch size p, square or not.
+      layers: how many of the last blocks, or the indices of blocks (negative from the end). Blocks
+        after the last of them are not computed.
       norm: apply the final norm.
       reshape: patches as [B, H/p, W/p, D] instead of [B, N, D].
+      pad: as in `__call__`; the grid has then ceil(H/p) rows and ceil(W/p) columns.
 
     Returns:
       A dict for each block, as from `__call__`.
+
+    Raises:
+      ValueError: blocks that the model does not have, and as `__call__`.
     """
-    self._check_size(images)
     if isinstance(layers, int):
       chosen = range(self.depth - layers, self.depth)
     else:
       chosen = sorted({i + self.depth if i < 0 else i for i in layers})
     if not chosen or chosen[0] < 0 or chosen[-1] >= self.depth:
       raise ValueError(f"layers {layers} do not fit a model of {self.depth} blocks")
-    _, outputs = self._blocks([self._embed(images)], [images.shape[1:3]], collect=tuple(chosen))
-    grid = [n // self.patch_size for n in images.shape[1:3]]
-    result = []
-    for x in outputs:
-      tokens = self._split(self._final_norm(x) if norm else x)
-      if reshape:
-        tokens["patches"] = tokens["patches"].reshape(x.shape[0], *grid, -1)
-      result.append(tokens)
-    return result
+    return _features(self, self._checked(images, pad), tuple(chosen), norm, reshape)
 
   def forward_crops(self, global_crops: jax.Array, local_crops: jax.Array | None = None,
                     masks: jax.Array | None = None, *, key: jax.Array | None = None,
@@ -132,11 +144,17 @@ class VisionTransformer(nnx.Module):
                for x, norm in zip(tokens, [self.cls_norm, self.local_cls_norm or self.cls_norm])]
     return outputs[0], outputs[1] if len(outputs) > 1 else None
 
-  def _check_size(self, images: jax.Array):
+  def _checked(self, images: jax.Array, pad: bool) -> jax.Array:
+    """Images that are fit for the network, or a ValueError."""
+    check_images(images)
+    p = self.patch_size
     height, width = images.shape[1:3]
-    if height % self.patch_size or width % self.patch_size:
-      raise ValueError(f"images of {height}x{width} are not a whole number of patches of "
-                       f"{self.patch_size}: resize or pad them to a multiple")
+    if pad:
+      return jnp.pad(images, ((0, 0), (0, -height % p), (0, -width % p), (0, 0)))
+    if height % p or width % p:
+      raise ValueError(f"images of {height}x{width} are not a whole number of patches of {p}: "
+                       "resize them to a multiple, or pass pad=True")
+    return images
 
   def _embed(self, images: jax.Array, masks: jax.Array | None = None) -> jax.Array:
     """The sequence [B, 1 + R + N, D] that enters the blocks."""
@@ -149,8 +167,8 @@ class VisionTransformer(nnx.Module):
     prefix = [jnp.broadcast_to(t.astype(x.dtype), (x.shape[0], *t.shape[1:])) for t in prefix]
     return jnp.concatenate([*prefix, x], axis=1)
 
-  def _blocks(self, crops, sizes, *, key=None, shards=1, remat="none", collect=None):
-    """Runs every block over every crop kind; `collect` also keeps the output of those blocks."""
+  def _blocks(self, crops, sizes, *, key=None, shards=1, remat="none"):
+    """Runs every block over every crop kind."""
     grids = [[side // self.patch_size for side in size] for size in sizes]
     graphdef, params = nnx.split(self.blocks)
     if remat not in REMAT:
@@ -171,18 +189,27 @@ class VisionTransformer(nnx.Module):
     if remat != "none":
       body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
     keys = None if key is None else jax.random.split(key, self.depth)
-    if collect is None:
-      return jax.lax.scan(body, crops, (params, keys))[0]
+    return jax.lax.scan(body, crops, (params, keys))[0]
 
-    def collecting_body(carry, layer):
-      crops, kept = carry
-      params, index = layer
-      crops, _ = body(crops, (params, None))
-      slots = [jnp.where(index == block, crops[0], slot) for block, slot in zip(collect, kept)]
-      return (crops, slots), None
+  def _infer(self, images, masks=None, chosen=()) -> tuple[jax.Array, jax.Array]:
+    """The tokens after the last block, or the last chosen one, and after each of the chosen."""
+    x = self._embed(images, masks)
+    rope = self.rope.tables(*(side // self.patch_size for side in images.shape[1:3]))
+    graphdef, params = nnx.split(self.blocks)
+    depth = chosen[-1] + 1 if chosen else self.depth
 
-    kept = [jnp.zeros_like(crops[0])] * len(collect)
-    return jax.lax.scan(collecting_body, (crops, kept), (params, jnp.arange(self.depth)))[0]
+    def body(carry, layer):
+      x, kept = carry
+      params, slot = layer
+      block = nnx.merge(graphdef, params)
+      block.set_attributes(dot_general=inference_dot)
+      x = block(x, rope)
+      return (x, kept.at[slot].set(x) if chosen else kept), None
+
+    # Every block writes where the next chosen one will, which comes last and stays.
+    slots = np.searchsorted(chosen, np.arange(depth))
+    layers = jax.tree.map(lambda p: p[:depth], params), slots
+    return jax.lax.scan(body, (x, jnp.zeros((len(chosen), *x.shape), x.dtype)), layers)[0]
 
   def _prefix(self) -> int:
     return 1 + (0 if self.storage_tokens is None else self.storage_tokens.shape[1])
@@ -198,3 +225,27 @@ class VisionTransformer(nnx.Module):
   def _split(self, x: jax.Array) -> dict[str, jax.Array]:
     n = self._prefix()
     return {"cls": x[:, 0], "storage": x[:, 1:n], "patches": x[:, n:]}
+
+
+def check_images(images: jax.Array):
+  """Raises a ValueError for what is no batch of preprocessed images, float [B, H, W, C]."""
+  if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+    raise ValueError("images must be float [B, H, W, C], as `dinov3_jax.preprocess` makes them, "
+                     f"not {images.dtype} {list(images.shape)}")
+
+
+@jax.jit
+def _tokens(model: VisionTransformer, images, masks):
+  return model._split(model._final_norm(model._infer(images, masks)[0]))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _features(model: VisionTransformer, images, chosen, norm, reshape):
+  grid = [side // model.patch_size for side in images.shape[1:3]]
+  result = []
+  for x in model._infer(images, chosen=chosen)[1]:
+    tokens = model._split(model._final_norm(x) if norm else x)
+    if reshape:
+      tokens["patches"] = tokens["patches"].reshape(len(x), *grid, -1)
+    result.append(tokens)
+  return result
