@@ -9,7 +9,7 @@ CHECKPOINT is whatever `dinov3_jax.load` takes, above all a run's folder. The fo
 
 Everything is float32 and exact. As in the reference's own releases, RoPE turns in float32 there,
 even if it was trained in bfloat16. Hugging Face has no place for the norm that local crops may have
-of their own, which only training uses.
+of their own, which only training uses, nor for biases of keys that the model masks.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def _preprocessor(path) -> dict[str, Any]:
 
 
 def _write_huggingface(out: pathlib.Path, settings: Mapping[str, Any], params: naming.Params):
-  leaves = naming.leaves_by_path(params)
+  leaves = naming.by_path(jax.tree.map(np.asarray, params))
   entries = list(naming.entries(params, "huggingface", settings.get("mask_k_bias", False)))
   shards = list(_in_shards(entries))
   place, last = {}, len(shards)

@@ -1,6 +1,5 @@
 """A ready model from a name and anybody's weights."""
 
-import functools
 import json
 import os
 import pathlib
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from dinov3_jax.models.convnext import ConvNeXt
@@ -21,6 +20,7 @@ from dinov3_jax.models.variants import VARIANTS, build, differences, variant
 from dinov3_jax.models.vit import VisionTransformer
 from dinov3_jax.weights import files, huggingface, naming
 from dinov3_jax.weights.naming import Convention, Params
+from dinov3_jax.weights.streaming import fill
 
 Settings = dict[str, Any]
 Weights = str | os.PathLike
@@ -148,7 +148,7 @@ def _from_files(name, path, dtype, mesh) -> tuple[Settings, Params]:
   wanted = _entries(shapes, convention, settings)
   is_vit = "depths" not in settings
   naming.check(wanted, arrays, naming.contradictions(arrays, settings) if is_vit else ())
-  return settings, _fill(shapes, wanted, arrays, dtype, mesh and param_sharding(mesh, shapes))
+  return settings, fill(shapes, wanted, arrays, dtype, mesh and param_sharding(mesh, shapes))
 
 
 def _backbone(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -193,44 +193,3 @@ def _identify(arrays: Mapping[str, np.ndarray], convention: Convention) -> str:
       return name
   raise ValueError("these weights are those of no published model: say which one they should be, "
                    "or put a config.json beside them")
-
-
-def _fill(shapes: Params, wanted: list[naming.Entry], arrays: dict[str, np.ndarray], dtype,
-          shardings: Params | None) -> Params:
-  """Takes the arrays one by one to where they belong, and out of `arrays`."""
-  by_path = lambda tree: {tuple(key.key for key in path): leaf
-                          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-  shape_of, sharding_of, filled = by_path(shapes), by_path(shardings), {}
-  entries = {entry.name: entry for entry in wanted if not entry.copy_of}
-  for name in list(arrays):
-    array, entry = arrays.pop(name), entries.get(name)
-    if entry is None:
-      continue
-    path, sharding = entry.path, sharding_of.get(entry.path)
-    value = _place(entry.to_ours(array), dtype, sharding)
-    shape = shape_of[path].shape
-    if entry.shape != shape:
-      stack = filled.pop(path, None)
-      stack = jnp.zeros(shape, dtype, device=sharding) if stack is None else stack
-      value = _insert(stack, value, entry.start, sharding)
-      del stack
-    # Without waiting, the host would hold what devices have not yet taken.
-    filled[path] = jax.block_until_ready(value)
-  return jax.tree_util.tree_map_with_path(
-      lambda path, _: filled[tuple(key.key for key in path)], shapes)
-
-
-def _place(value: np.ndarray, dtype, sharding: Sharding | None) -> jax.Array:
-  """On the device, or each device's part on it; nothing else is read."""
-  part = lambda index: np.array(value[index], dtype, order="C")
-  if sharding is None:
-    return jnp.asarray(part(...))
-  return jax.make_array_from_callback(value.shape, sharding, part)
-
-
-@functools.partial(jax.jit, donate_argnums=0, static_argnames="sharding")
-def _insert(stack: jax.Array, value: jax.Array, start: tuple, sharding: Sharding | None
-            ) -> jax.Array:
-  """`stack` with the box that begins at `start` set to `value`, in its own memory."""
-  stack = jax.lax.dynamic_update_slice(stack, value, start)
-  return stack if sharding is None else jax.lax.with_sharding_constraint(stack, sharding)

@@ -127,8 +127,7 @@ def _entries(params, root, convention, mask_k_bias):
       yield from _entries(params[name], (*root, name), convention, mask_k_bias)
     return
   prefix = "".join(f"{name}." for name in root)
-  for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    path = tuple(key.key for key in key_path)
+  for path, leaf in by_path(params).items():
     rule = table.get("/".join(path)) or table.get("/".join((*path[:-1], "*")))
     if rule is None:
       raise ValueError(f"{'/'.join(path)} has no name elsewhere: add it to the table of names")
@@ -199,7 +198,7 @@ def check(wanted: Iterable[Entry], arrays: Mapping[str, np.ndarray], problems: I
 def flatten(params: Params, convention: Convention = "official", mask_k_bias: bool = False
             ) -> dict[str, np.ndarray]:
   """A tree of ours under their names and in their layout, bit for bit."""
-  leaves = leaves_by_path(params)
+  leaves = by_path(jax.tree.map(np.asarray, params))
   return {entry.name: entry.to_theirs(leaves[entry.path])
           for entry in entries(params, convention, mask_k_bias)}
 
@@ -219,17 +218,17 @@ def unflatten(arrays: Mapping[str, np.ndarray], shapes: Params, convention: Conv
   arrays = {name: np.asarray(array) for name, array in arrays.items()}
   check(wanted, arrays)
   params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-  leaves = leaves_by_path(params)
+  leaves = by_path(params)
   for entry in wanted:
     if not entry.copy_of:
       leaves[entry.path][entry.box] = entry.to_ours(arrays[entry.name])
   return params
 
 
-def leaves_by_path(params: Params) -> dict[tuple[str, ...], np.ndarray]:
-  """The host arrays of a tree; those that are on the host already are not copied."""
-  return {tuple(key.key for key in path): np.asarray(leaf)
-          for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+def by_path(tree: Params | None) -> dict[tuple[str, ...], Any]:
+  """The leaves of nested dicts."""
+  return {tuple(key.key for key in path): leaf
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def buffers(settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
