@@ -65,6 +65,8 @@ def export(checkpoint: loading.Weights, format: Format, out: str | os.PathLike, 
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
     settings, params = loading.read(name, path, jnp.float32, None, network)
     head_params = _read_heads(path, network) if heads else {}
+  if format == "official" and settings.get("stem", "patch") != "patch":
+    raise ValueError("the reference has no convolutional stem: export as safetensors")
   config = huggingface.config(settings) if format == "hf" else {"dinov3_jax": settings}
   out.mkdir(parents=True, exist_ok=True)
   _write_json(out / huggingface.CONFIG, config)

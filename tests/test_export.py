@@ -161,6 +161,12 @@ def test_what_cannot_be_written(make_run, config, tmp_path, monkeypatch):
   assert not (tmp_path / "out").exists()
   with pytest.raises(ValueError, match="is not empty: choose another --out"):
     export(run, "safetensors", run)
+  config.model.stem = "conv"
+  run = make_run(config)
+  with pytest.raises(ValueError, match="the reference has no convolutional stem"):
+    export(run, "official", tmp_path / "out")
+  export(run, "safetensors", tmp_path / "ours")
+  chex.assert_trees_all_equal(params_of(tmp_path / "ours"), params_of(run))
   monkeypatch.setitem(sys.modules, "torch", None)
   with pytest.raises(ModuleNotFoundError, match="pip install torch, or take --format safetensors"):
     export(run, "official", tmp_path / "out")

@@ -78,13 +78,14 @@ def config(settings: Mapping[str, Any]) -> dict[str, Any]:
                 image_size=224, dtype="float32")
   s, rope = settings, settings.get("rope") or {}
   wrong = [name for name, differs in {
+      "stem=conv": s.get("stem", "patch") != "patch",
       "norm=rmsnorm": s.get("norm", "layernorm") != "layernorm",
       "untie_cls_and_patch_norms": s.get("untie_cls_and_patch_norms", False),
       "layerscale=0": not s.get("layerscale", 1e-5),
       "rope.min_period": rope.get("min_period") is not None,
       "rope.normalize": rope.get("normalize", "separate") != "separate"}.items() if differs]
   if wrong:
-    raise ValueError(f"Hugging Face's DINOv3 has no {', '.join(wrong)}: export as official or "
+    raise ValueError(f"Hugging Face's DINOv3 has no {', '.join(wrong)}: export as "
                      "safetensors")
   gated, qkv_bias = s.get("ffn", "mlp") == "swiglu", s.get("qkv_bias", True)
   hidden = hidden_width(s.get("ffn", "mlp"), s["width"], s.get("ffn_ratio", 4.0),

@@ -28,6 +28,10 @@ VIT = {
     "storage_tokens": ("storage_tokens", "embeddings.register_tokens"),
     "mask_token": ("mask_token", "embeddings.mask_token"),
     "patch_embed/*": ("patch_embed.proj.*", "embeddings.patch_embeddings.*"),
+    # Of a convolutional stem, which only we have.
+    "patch_embed/proj/*": ("patch_embed.proj.*", None),
+    **{f"patch_embed/{part}/{i}/*": (f"patch_embed.{part}.{i}.*", None)
+       for part in ("convs", "norms") for i in range(8)},
     "blocks/norm1/*": ("blocks.#.norm1.*", "layer.#.norm1.*"),
     "blocks/attn/qkv/*": ("blocks.#.attn.qkv.*",
                           tuple(f"layer.#.attention.{x}_proj.*" for x in "qkv")),

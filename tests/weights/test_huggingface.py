@@ -140,11 +140,12 @@ def test_what_each_side_cannot_do():
                           (dict(model_type="dinov3_convnext", layer_norm_eps=1e-5), "layer_norm")):
     with pytest.raises(ValueError, match=message):
       huggingface.settings(config)
-  with pytest.raises(ValueError, match=r"no norm=rmsnorm, untie_cls_and_patch_norms, layerscale=0, "
-                                       r"rope\.min_period, rope\.normalize: export as official"):
+  with pytest.raises(ValueError, match=r"no stem=conv, norm=rmsnorm, untie_cls_and_patch_norms, "
+                                       r"layerscale=0, rope\.min_period, rope\.normalize: export"):
     huggingface.config(dict(
         width=32, depth=2, num_heads=2, norm="rmsnorm", untie_cls_and_patch_norms=True,
-        layerscale=0, rope=dict(base=0, min_period=1.0, max_period=9.0, normalize="max")))
+        stem="conv", layerscale=0,
+        rope=dict(base=0, min_period=1.0, max_period=9.0, normalize="max")))
 
 
 def test_repositories(monkeypatch, tmp_path):
