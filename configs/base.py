@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
     init_from="",  # a run's folder: its teacher starts student, teacher and Gram teacher
     model=dict(
       patch_size=16,
+      stem="patch",  # patch | conv: overlapping convolutions, for small models and short trainings
       in_channels=3,
       width=1024,
       depth=24,
@@ -91,7 +92,7 @@ def get_config() -> ConfigDict:
       lr=cosine(1e-3, 1e-6, warmup_steps=12500),
       weight_decay=cosine(0.04, 0.4),
       momentum=cosine(0.992, 1.0),
-      teacher_temp=linear(0.04, 0.07, 37500),
+      teacher_temp=cosine(0.07, 0.07, warmup_steps=37_500, start=0.04),
       dino_local_weight=constant(1.0),
       gram_weight=constant(1.0),
     ),

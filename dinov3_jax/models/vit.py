@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dinov3_jax.models.layers import Block, PatchEmbed, inference_dot, init, make_norm
+from dinov3_jax.models import partition
+from dinov3_jax.models.layers import Block, ConvStem, PatchEmbed, inference_dot, init, make_norm
 from dinov3_jax.models.rope import Rope
 
 # What a block may keep for its backward pass; the rest is computed again.
@@ -28,11 +29,11 @@ class VisionTransformer(nnx.Module):
   """
 
   def __init__(self, *, width: int, depth: int, num_heads: int, patch_size: int = 16,
-               in_channels: int = 3, ffn: str = "mlp", ffn_ratio: float = 4.0, ffn_align: int = 8,
-               qkv_bias: bool = True, proj_bias: bool = True, ffn_bias: bool = True,
-               mask_k_bias: bool = False, norm: str = "layernorm", norm_eps: float = 1e-6,
-               layerscale: float = 1e-5, drop_path: float = 0.0, storage_tokens: int = 0,
-               untie_cls_and_patch_norms: bool = False,
+               stem: str = "patch", in_channels: int = 3, ffn: str = "mlp", ffn_ratio: float = 4.0,
+               ffn_align: int = 8, qkv_bias: bool = True, proj_bias: bool = True,
+               ffn_bias: bool = True, mask_k_bias: bool = False, norm: str = "layernorm",
+               norm_eps: float = 1e-6, layerscale: float = 1e-5, drop_path: float = 0.0,
+               storage_tokens: int = 0, untie_cls_and_patch_norms: bool = False,
                untie_global_and_local_cls_norm: bool = False, rope: dict | None = None,
                rngs: nnx.Rngs):
     if width % num_heads:
@@ -46,7 +47,10 @@ class VisionTransformer(nnx.Module):
     self.cls_token = token((1, 1, width))
     self.storage_tokens = token((1, storage_tokens, width)) if storage_tokens else None
     self.mask_token = nnx.Param(jnp.zeros((1, width), jnp.float32))
-    self.patch_embed = PatchEmbed(patch_size, in_channels, width, rngs=rngs)
+    stems = {"patch": PatchEmbed, "conv": ConvStem}
+    if stem not in stems:
+      raise ValueError(f"model.stem must be patch or conv, not {stem!r}")
+    self.patch_embed = stems[stem](patch_size, in_channels, width, rngs=rngs)
 
     @nnx.split_rngs(splits=depth)
     @nnx.vmap
@@ -171,13 +175,15 @@ class VisionTransformer(nnx.Module):
     """Runs every block over every crop kind."""
     grids = [[side // self.patch_size for side in size] for size in sizes]
     graphdef, params = nnx.split(self.blocks)
+    params = nnx.to_pure_dict(params)
     if remat not in REMAT:
       raise ValueError(f"train.remat must be one of {', '.join(REMAT)}, not {remat!r}")
     still = [self.rope.tables(*grid) for grid in grids] if key is None else None
 
     def body(crops, layer):
       params, key = layer
-      block = nnx.merge(graphdef, params)
+      block = nnx.merge(graphdef, partition.whole_block(params, crops[0].dtype))
+      crops = [partition.rows(x) for x in crops]
       if key is None:
         crops = [block(x, rope) for x, rope in zip(crops, still)]
       else:
@@ -196,14 +202,15 @@ class VisionTransformer(nnx.Module):
     x = self._embed(images, masks)
     rope = self.rope.tables(*(side // self.patch_size for side in images.shape[1:3]))
     graphdef, params = nnx.split(self.blocks)
+    params = nnx.to_pure_dict(params)
     depth = chosen[-1] + 1 if chosen else self.depth
 
     def body(carry, layer):
       x, kept = carry
       params, slot = layer
-      block = nnx.merge(graphdef, params)
+      block = nnx.merge(graphdef, partition.whole_block(params, x.dtype))
       block.set_attributes(dot_general=inference_dot)
-      x = block(x, rope)
+      x = block(partition.rows(x), rope)
       return (x, kept.at[slot].set(x) if chosen else kept), None
 
     # Every block writes where the next chosen one will, which comes last and stays.

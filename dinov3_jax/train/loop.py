@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from dinov3_jax.data.crops import MultiCrop
 from dinov3_jax.data.pipeline import Pipeline, make_pipeline
 from dinov3_jax.data.sources import Source, open_source
-from dinov3_jax.train import checkpoint, hooks, sharding
+from dinov3_jax.train import checkpoint, compiler, hooks, sharding
 from dinov3_jax.train.evaluation import Evaluation
 from dinov3_jax.train.state import TrainState, has_gram_teacher, init_state
 from dinov3_jax.train.step import make_train_step
@@ -72,10 +72,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike) -> Run:
   pipeline = open_pipeline(config, source, sharding.data_shards(mesh))
   check_writable(workdir)
 
-  shapes = jax.eval_shape(functools.partial(init_state, config))
-  layout = sharding.state_sharding(mesh, shapes)
-  abstract_state = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
+  abstract_state = sharding.abstract_state(mesh, functools.partial(init_state, config))
   folder = checkpoint.latest(workdir)
   if folder is None:
     checkpoint.check_start(config, abstract_state)
@@ -84,9 +81,16 @@ def prepare(config: ConfigDict, workdir: epath.PathLike) -> Run:
     pipeline.set_state(checkpoint.stored_position(folder))
 
   first = fetch(pipeline, mesh)
-  train_step = jax.jit(make_train_step(config), donate_argnums=0, out_shardings=(layout, None))
+  train_step = jit_step(config, mesh, abstract_state)
   train_step.trace(abstract_state, first[0])  # for its errors; the first step takes up the trace
   return Run(config, workdir, source, pipeline, mesh, abstract_state, train_step, first, folder)
+
+
+def jit_step(config: ConfigDict, mesh: Mesh, abstract_state: TrainState) -> Callable:
+  """The step as training compiles it for the devices of a mesh."""
+  layout = jax.tree.map(lambda x: x.sharding, abstract_state)
+  return jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=(layout, None),
+                 compiler_options=compiler.options(mesh.devices.flat[0].platform))
 
 
 def run(run: Run) -> TrainState:

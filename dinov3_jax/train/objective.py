@@ -10,6 +10,7 @@ from flax import nnx
 from dinov3_jax.losses.gram import bicubic_downsample, gram_loss
 from dinov3_jax.losses.koleo import koleo_loss
 from dinov3_jax.losses.prototypes import prototype_cross_entropy, sinkhorn_scales_from_bottleneck
+from dinov3_jax.models import partition
 
 
 def normalise(crops: jax.Array, mean: tuple[float, ...], std: tuple[float, ...],
@@ -37,7 +38,7 @@ def gather_masked(patches: jax.Array, indices: jax.Array) -> jax.Array:
   shards, width = indices.shape[0], patches.shape[-1]
   own = patches.reshape(shards, -1, width)
   take = lambda x, i: x.at[i].get(mode="promise_in_bounds")
-  return jax.vmap(take)(own, indices).reshape(-1, width)
+  return partition.rows(jax.vmap(take)(own, indices).reshape(-1, width))
 
 
 def make_objective(config, graphs: dict[str, nnx.GraphDef]) -> Callable:
@@ -53,8 +54,7 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef]) -> Callable:
   global_share = global_pairs / (global_pairs + local_pairs)
 
   def merge(params, name):
-    params = jax.tree.map(lambda p: p.astype(dtype), params[name])
-    return nnx.merge(graphs[name], params)
+    return nnx.merge(graphs[name], partition.whole(params[name], name, dtype))
 
   def cross_entropy(student, teacher, name, student_rows, teacher_rows, weights, temperature):
     """Student [B, S, D] against the targets of teacher [B, T, D]: [S, T], each summed over B."""

@@ -6,16 +6,17 @@ over the first two, parameters over the last two.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dinov3_jax.data.masks import masked_count
 from dinov3_jax.models import partition
-from dinov3_jax.models.partition import path_name, spec_of
-
-DATA_AXES = ("data", "fsdp")
+from dinov3_jax.models.partition import DATA_AXES, path_name, spec_of
 
 RULES = (*partition.RULES, (r"^(step|.*count)$", P()))
 
@@ -54,3 +55,53 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
   """The layout of a `TrainState`, arrays or shapes: every part is laid out as the student."""
   place = lambda path, x: NamedSharding(mesh, spec_of(path_name(path), x.shape, mesh, RULES))
   return jax.tree_util.tree_map_with_path(place, state)
+
+
+def abstract_state(mesh: Mesh, init: Callable[[], Any]) -> Any:
+  """What `init` would return, as shapes with their layout."""
+  shapes = jax.eval_shape(init)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes,
+                      state_sharding(mesh, shapes))
+
+
+def abstract_batch(config, mesh: Mesh, resolution: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+  """The batch that the data pipeline makes for a config, as shapes with their layout.
+
+  Args:
+    config: of the run.
+    mesh: of the devices.
+    resolution: which entry of the lists of crop sizes.
+
+  Raises:
+    ValueError: the data shards do not divide the images.
+  """
+  crops, patch, images = config.crops, config.model.patch_size, config.train.batch_size
+  shards = data_shards(mesh)
+  if images % shards:
+    raise ValueError(f"a batch of {images} images cannot be spread over {shards} data shards; "
+                     f"take a multiple of {shards}")
+  big, small, gram = (sizes[resolution] // patch * patch for sizes in (
+    crops.global_sizes, crops.local_sizes, crops.gram_sizes))
+  patches = (big // patch) ** 2
+  masked = masked_count(2 * images // shards, patches, config.masks.probability, config.masks.ratio)
+  shapes = dict(
+    global_crops=((images, 2, big, big, 3), np.uint8),
+    local_crops=((images, crops.locals, small, small, 3), np.uint8),
+    masks=((images, 2, patches), np.bool_), mask_indices=((shards, masked), np.int32),
+    mask_weights=((shards, masked), np.float32))
+  if gram:
+    shapes["gram_crops"] = (images, 2, gram, gram, 3), np.uint8
+  layout = batch_sharding(mesh)
+  return {name: jax.ShapeDtypeStruct(*shape, sharding=layout) for name, shape in shapes.items()}
+
+
+def on_mesh(f: Callable, mesh: Mesh | None) -> Callable:
+  """`f` traced in the context of a mesh, which `models.partition` follows."""
+  if mesh is None:
+    return f
+
+  def wrapped(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return f(*args)
+
+  return wrapped

@@ -5,10 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from dinov3_jax.train.objective import make_objective
 from dinov3_jax.train.optimizer import Params, module_norms
 from dinov3_jax.train.schedules import make_schedules
+from dinov3_jax.train.sharding import on_mesh
 from dinov3_jax.train.state import TrainState, abstract_modules, has_gram_teacher, optimizer_of
 
 Batch = dict[str, jax.Array]
@@ -34,8 +36,11 @@ def gram_refresh_due(done: jax.Array, every: int, first: int,
   return due if max_refreshes is None else due & (done // every - before_first <= max_refreshes)
 
 
-def make_train_step(config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_train_step(config, mesh: Mesh | None = None
+                    ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The pure step `(state, batch) -> (state, metrics)`; jit it with a donated state.
+
+  On several devices it must know their mesh, or the compiler chooses where activations lie.
 
   Everything random in it follows from `config.seed` and `state.step`. A non-finite loss or gradient
   leaves parameters, moments, EMA and Gram teacher exactly as they were (`metrics["skipped"]` is 1);
@@ -78,7 +83,7 @@ def make_train_step(config) -> Callable[[TrainState, Batch], tuple[TrainState, M
     return new.replace(step=state.step + 1), metrics
 
   has_gram_teacher(config)
-  return step
+  return on_mesh(step, mesh)
 
 
 def copy_ema_if(condition: jax.Array, teacher: Params, gram_teacher: Params) -> Params:

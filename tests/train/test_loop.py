@@ -53,7 +53,7 @@ def method(monkeypatch):
     params = lambda: {"backbone": {"cls_token": jnp.zeros((1, 1, 4))}}
     return TrainState(jnp.zeros((), jnp.int32), params(), params(), None, ())
 
-  def make_train_step(config):
+  def make_train_step(config, mesh):
     def step(state, batch):
       seen = batch["global_crops"].astype(jnp.float32).mean()
       bad = jnp.isin(state.step + 1, jnp.array([-1, *method.bad_steps]))

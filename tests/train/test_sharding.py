@@ -24,7 +24,7 @@ def mesh_of(*sizes, devices=8):
 def compile_step(config, mesh, state):
   """The step on a mesh, and the state laid out for it."""
   layout = state_sharding(mesh, state)
-  step = jax.jit(make_train_step(config), donate_argnums=0, out_shardings=(layout, None))
+  step = jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=(layout, None))
   return step, jax.device_put(state, layout)
 
 
@@ -132,7 +132,7 @@ def test_a_device_holds_its_part_only(tiny_config):
 
 def test_prototypes_are_cut_by_both_axes_or_not_at_all():
   mesh, name = mesh_of(1, 4, 2), "student/dino_head/last_layer/kernel"
-  assert spec_of(name, (48, 8), mesh) == P(None, ("fsdp", "tensor"))
+  assert spec_of(name, (48, 8), mesh) == P(None, ("tensor", "fsdp"))
   assert spec_of(name, (48, 12), mesh) == P(None, None)
 
 
