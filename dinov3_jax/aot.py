@@ -1,0 +1,219 @@
+"""Compiles the training step for a TPU topology, on a machine that has none:
+
+  python -m dinov3_jax.aot --config=configs/vit7b.py --topology=v5p:8x8x4
+
+and says what a chip would hold, compute and send in a step. Any setting can be changed, as in
+training; `--resolution=2` compiles one entry of the lists of crop sizes alone, `--json` prints an
+object for each. Needs `pip install libtpu`.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import sys
+import time
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from dinov3_jax.main import UsageError, check_overrides, fail, load_config
+
+SPARE = 0.1  # of the memory, below which a step does not count as fitting
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """A compiled step; memory in bytes and operations are of one device, as JAX counts them.
+
+  Attributes:
+    devices, device_kind: of the topology.
+    mesh: sizes by axis.
+    crops: global, local and Gram sizes in pixels, the last 0 without.
+    batch_size: images over all devices.
+    arguments, temporaries, peak, memory: what state and batch take, what the step takes besides,
+      the sum with its results that replace no argument, and what there is.
+    flops_full, flops_executed: of the model in a step, see `train.flops`.
+    seconds_at_peak: for the executed operations, were the device never idle.
+    sent, least: bytes by kind of collective, in a step, and the least for this layout.
+    compile_seconds: lowering and compiling.
+  """
+
+  devices: int
+  device_kind: str
+  mesh: dict[str, int]
+  crops: tuple[int, int, int]
+  batch_size: int
+  arguments: int
+  temporaries: int
+  peak: int
+  memory: int
+  flops_full: float
+  flops_executed: float
+  seconds_at_peak: float
+  sent: dict[str, float]
+  least: dict[str, float]
+  compile_seconds: float
+
+  @property
+  def spare(self) -> float:
+    """Share of the memory that stays free at the peak."""
+    return 1 - self.peak / self.memory
+
+  @property
+  def excess(self) -> float:
+    """Bytes sent over the least possible."""
+    return sum(self.sent.values()) / max(sum(self.least.values()), 1)
+
+
+def parse(argv: list[str]) -> tuple[ConfigDict, str, int | None, bool]:
+  """Settings, topology, resolution (None: all) and whether to print JSON."""
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=values)
+  topology = flags.DEFINE_string("topology", None, "As v5p:8x8x4.", flag_values=values)
+  resolution = flags.DEFINE_integer("resolution", None, "One alone.", 0, flag_values=values)
+  as_json = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=values)
+  paths = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
+  if paths:
+    check_overrides(load_config(paths[-1]), argv)
+  try:
+    rest = values(argv)[1:]
+  except (flags.Error, TypeError, ValueError) as error:
+    raise UsageError(str(error).splitlines()[0]) from error
+  if rest or not config.value or not topology.value:
+    raise UsageError("usage: python -m dinov3_jax.aot --config=configs/vit7b.py "
+                     "--topology=v5p:8x8x4 [--resolution=N] [--json] [--config.KEY=VALUE ...]")
+  if resolution.value is not None and resolution.value >= len(config.value.crops.global_sizes):
+    raise UsageError(f"there is no resolution {resolution.value}: the config has "
+                     f"{len(config.value.crops.global_sizes)}, from 0 on")
+  return config.value, topology.value, resolution.value, as_json.value
+
+
+def topology_devices(name: str) -> list:
+  """The devices of a TPU topology.
+
+  Raises:
+    ValueError: libtpu is missing, or does not know the name.
+  """
+  from jax.experimental import topologies
+  try:
+    return list(topologies.get_topology_desc(name, "tpu").devices)
+  except Exception as error:
+    if "libtpu" in str(error) and ("not found" in str(error) or "No module" in str(error)):
+      raise ValueError("compiling for TPUs needs libtpu: pip install libtpu") from error
+    raise ValueError(f"libtpu knows no topology {name!r}; it wants a generation and the chips "
+                     "along each axis, such as v4:8x8x4, v5p:8x8x4, v6e:16x16 or tpu7x:4x4x8 "
+                     f"({reason(error)})") from error
+
+
+def compile_step(config: ConfigDict, devices: list, resolution: int = 0):
+  """The compiled step, and the `Report` about it.
+
+  Raises:
+    ValueError: settings that do not fit together or these devices, or a step that does not fit into
+      their memory.
+  """
+  import jax
+
+  from dinov3_jax.train import loop, sharding
+  from dinov3_jax.train.collectives import bytes_by_kind, collectives, least_bytes
+  from dinov3_jax.train.flops import CHIPS, step_flops
+
+  loop.check_settings(config)
+  mesh = sharding.make_mesh(config, devices)
+  shards, kind = sharding.data_shards(mesh), devices[0].device_kind
+  batch = sharding.abstract_batch(config, mesh, resolution)
+  state = sharding.abstract_state(mesh, functools.partial(loop.init_state, config))
+  began = time.perf_counter()
+  lowered = loop.jit_step(config, mesh, state).lower(state, batch)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    raise ValueError(too_large(error)) from error
+  seconds = time.perf_counter() - began
+
+  memory = compiled.memory_analysis()
+  outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + outputs
+  flops = step_flops(config, shards, resolution)
+  crops = config.crops
+  sizes = (crops.global_sizes, crops.local_sizes, crops.gram_sizes)
+  return compiled, Report(
+    devices=len(devices), device_kind=kind, mesh=dict(mesh.shape),
+    crops=tuple(size[resolution] for size in sizes), batch_size=config.train.batch_size,
+    arguments=memory.argument_size_in_bytes, temporaries=memory.temp_size_in_bytes, peak=peak,
+    memory=CHIPS[kind].memory, flops_full=flops.full / len(devices),
+    flops_executed=flops.executed / len(devices),
+    seconds_at_peak=flops.executed / len(devices) / CHIPS[kind].flops,
+    sent=bytes_by_kind(collectives(compiled.as_text(), len(devices))),
+    least=least_bytes(config, state.student, mesh), compile_seconds=seconds)
+
+
+def too_large(error: Exception) -> str:
+  """What the compiler says of a program beyond the memory, in one line."""
+  if "RESOURCE_EXHAUSTED" not in str(error):
+    return f"the compiler refuses the step: {reason(error)}"
+  numbers = re.search(r"\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)", str(error))
+  what = (f"it takes {numbers[1]}iB beside its arguments, of {numbers[2]}iB" if numbers
+          else reason(error))
+  return (f"the step does not fit into a device's memory: {what}; take more devices for "
+          "mesh.fsdp, train.remat='full', more train.prototype_chunks, or a smaller batch")
+
+
+def reason(error: Exception) -> str:
+  """The first line of an error, without the code it starts with."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def describe(r: Report) -> str:
+  """A report for a person."""
+  giga = lambda size: f"{size / 2**30:.2f} GiB"
+  mesh = " ".join(f"{axis}={size}" for axis, size in r.mesh.items())
+  lines = [
+    f"{r.devices} x {r.device_kind}, mesh {mesh}",
+    f"crops {r.crops[0]} and {r.crops[1]} px" + (f", Gram {r.crops[2]} px" if r.crops[2] else "")
+    + f"; {r.batch_size} images a step, {r.batch_size / r.devices:g} a device",
+    f"  arguments    {giga(r.arguments)}",
+    f"  temporaries  {giga(r.temporaries)}",
+    f"  peak         {giga(r.peak)} of {giga(r.memory)}, {r.spare:.0%} to spare"
+    + ("" if r.spare >= SPARE else ": TOO LITTLE"),
+    f"  model        {r.flops_full / 1e12:.1f} TFLOP, of which drop-path executes "
+    f"{r.flops_executed / 1e12:.1f}: {r.seconds_at_peak:.3f} s at the device's peak",
+  ]
+  for kind in sorted(r.sent.keys() | r.least.keys()):
+    lines.append(f"  {kind:<20} sends {giga(r.sent.get(kind, 0))}, at least "
+                 f"{giga(r.least.get(kind, 0))}")
+  return "\n".join([*lines, f"  all sent     {r.excess:.2f} times the least",
+                    f"  compiled in  {r.compile_seconds:.0f} s"])
+
+
+def main() -> int:
+  """Runs the command; returns its exit code."""
+  if "--help" in sys.argv:
+    print(__doc__)
+    return 0
+  try:
+    config, topology, resolution, as_json = parse(sys.argv)
+  except UsageError as error:
+    return fail(error, 2)
+  # No TPU is opened: no question to the cloud's metadata, and no lock for one process alone.
+  for name, value in dict(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1",
+                          ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_STDERR_LOG_LEVEL="3").items():
+    os.environ.setdefault(name, value)
+  sizes = config.crops
+  sizes = list(zip(sizes.global_sizes, sizes.local_sizes, sizes.gram_sizes))
+  chosen = range(len(sizes)) if resolution is None else [resolution]
+  try:
+    devices = topology_devices(topology)
+    for i in chosen:
+      if sizes.index(sizes[i]) == i:
+        report = compile_step(config, devices, i)[1]
+        print(json.dumps(dataclasses.asdict(report)) if as_json else describe(report), flush=True)
+  except ValueError as error:
+    return fail(error)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,165 @@
+"""What a compiled program sends between devices, and the least it would have to."""
+
+import collections
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)")
+_CALLED = re.compile(r"\b(?:calls|to_apply|body|branch_computations|called_computations|"
+                     r"true_computation|false_computation)=\{?((?:%?[\w.\-]+(?:, )?)+)")
+_TYPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+
+
+class Collective(NamedTuple):
+  """A collective operation of a program.
+
+  Attributes:
+    kind: one of `KINDS`.
+    operands: their types, as HLO writes them.
+    group: how many devices take part.
+    times: how often it runs in one run of the program.
+    bytes: what a device sends in all these times, if data goes round a ring.
+    source: the operation in the traced program that it comes from.
+  """
+
+  kind: str
+  operands: tuple[str, ...]
+  group: int
+  times: int
+  bytes: float
+  source: str
+
+
+def collectives(hlo: str, devices: int) -> list[Collective]:
+  """The collectives of a compiled program; those in loops count for every round.
+
+  Args:
+    hlo: `compiled.as_text()`.
+    devices: of the program.
+  """
+  computations, entry = _parse(hlo)
+  found = []
+  for name, times in _times(computations, entry).items():
+    types = {i.name: i.type for i in computations[name]}
+    for i in computations[name]:
+      kind = i.opcode.removesuffix("-start")
+      if kind not in KINDS:
+        continue
+      inside, _, rest = i.arguments.partition(")")
+      operands = tuple(types[x] for x in re.findall(r"%?([\w.\-]+)", inside) if x in types)
+      group = _group(rest, devices)
+      source = re.search(r'op_name="([^"]*)"', rest)
+      size = sum(map(_bytes, operands))
+      found.append(Collective(kind, operands, group, times, times * sent(kind, size, group),
+                              source[1] if source else ""))
+  return found
+
+
+def sent(kind: str, size: float, group: int) -> float:
+  """Bytes that a device sends round a ring of `group` for an operand of `size` bytes."""
+  return size * dict(zip(KINDS, (group - 1, (group - 1) / group, 2 * (group - 1) / group,
+                                 (group - 1) / group, 1)))[kind]
+
+
+def bytes_by_kind(found: list[Collective]) -> dict[str, float]:
+  """The bytes that a device sends, for each kind that there is."""
+  totals = collections.Counter()
+  for c in found:
+    totals[c.kind] += c.bytes
+  return dict(totals)
+
+
+def least_bytes(config, student, mesh) -> dict[str, float]:
+  """What a step must send from each device for its layout, in bytes by kind.
+
+  Parameters cut over `fsdp` are gathered in the computation's dtype: the student's blocks forward
+  and once more backward, the rest and the teachers once. Gradients are summed once, in float32.
+  Sinkhorn sums a vector over the prototypes in each of three iterations of both losses. With
+  `tensor` cut, the sums inside the blocks come on top, and are not in here.
+
+  Args:
+    config: of the run.
+    student: its parameters as shapes with shardings.
+    mesh: their mesh.
+  """
+  width = np.dtype(config.train.dtype).itemsize
+  sizes = mesh.shape
+  fsdp, shards = sizes["fsdp"], sizes["fsdp"] * sizes["data"]
+  least = collections.Counter()
+  for path, x in jax.tree_util.tree_leaves_with_path(student):
+    names = [key.key for key in path]
+    parts = ((part,) if isinstance(part, str) else part or () for part in x.sharding.spec)
+    axes = set(itertools.chain(*parts))
+    held = x.size / math.prod(sizes[a] for a in axes)
+    if "fsdp" in axes:
+      passes = 2 + ("blocks" in names) + (names[0] == "backbone" and config.gram.teacher == "own")
+      least["all-gather"] += passes * sent("all-gather", width * held, fsdp)
+      least["reduce-scatter"] += sent("reduce-scatter", 4 * held * fsdp, fsdp)
+      least["all-reduce"] += sent("all-reduce", 4 * held, sizes["data"])
+    else:
+      least["all-reduce"] += sent("all-reduce", 4 * held, shards)
+  prototypes = config.dino.prototypes + config.ibot.prototypes
+  least["all-reduce"] += sent("all-reduce", 3 * 4 * prototypes, shards)
+  return {kind: size for kind, size in least.items() if size}
+
+
+class _Instruction(NamedTuple):
+  name: str
+  type: str
+  opcode: str
+  arguments: str
+
+
+def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
+  computations, entry, current = {}, None, None
+  for line in hlo.splitlines():
+    if match := _INSTRUCTION.match(line):
+      current.append(_Instruction(*match.groups()))
+    elif not line.startswith(" ") and (match := _COMPUTATION.match(line)):
+      current = computations.setdefault(match[2], [])
+      entry = match[2] if match[1] else entry
+  return computations, entry
+
+
+def _times(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, int]:
+  """How often each computation runs."""
+  times = collections.Counter()
+
+  def calls(i: _Instruction) -> Iterator[str]:
+    for names in _CALLED.findall(i.arguments):
+      yield from (name for name in re.findall(r"[\w.\-]+", names) if name in computations)
+
+  def visit(name: str, count: int):
+    times[name] += count
+    for i in computations[name]:
+      rounds = re.search(r'known_trip_count\W+n\W+(\d+)', i.arguments)
+      for called in calls(i):
+        visit(called, count * (int(rounds[1]) if i.opcode == "while" and rounds else 1))
+
+  visit(entry, 1)
+  return times
+
+
+def _group(attributes: str, devices: int) -> int:
+  if match := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+    return int(match[1])
+  if match := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+    return match[1].count(",") + 1
+  return devices
+
+
+def _bytes(type_: str) -> int:
+  total = 0
+  for name, dims in _TYPE.findall(type_):
+    bits = 8 if name == "pred" else int(re.search(r"\d+", name)[0])
+    total += math.prod(int(d) for d in dims.split(",") if d) * bits // 8
+  return total
