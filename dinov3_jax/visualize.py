@@ -1,0 +1,162 @@
+r"""Draws what a model sees in an image.
+
+  python -m dinov3_jax.visualize IMAGE --weights W
+
+The picture has the image, the first three principal components of its patch features as red, green
+and blue, and, with --patch ROW,COLUMN, how similar every patch is to that one (the brighter, the
+more). With --foreground the background stays black and takes no part in the components. W is
+whatever `dinov3_jax.load` takes, or `random` for an untrained network.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import sys
+
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from dinov3_jax.data.preprocess import Preprocess
+from dinov3_jax.data.sources import DamagedImage, decode
+from dinov3_jax.evals import pca
+from dinov3_jax.features import add_model_flags, fail, open_model, parse_size, patch_side
+
+SHORTER_SIDE = 512
+
+
+def foreground(patches) -> np.ndarray:
+  """The patches that stand out from the image's border: bool [h, w] from features [h, w, D].
+
+  Otsu's threshold cuts the first principal component in two; the part that has less of the border
+  is the foreground.
+  """
+  patches = np.asarray(patches, np.float32)
+  rows = patches.reshape(-1, patches.shape[-1])
+  rows = rows - rows.mean(0)
+  if len(rows) < rows.shape[1]:
+    component = np.linalg.eigh(rows @ rows.T)[1][:, -1]
+  else:
+    component = rows @ np.linalg.eigh(rows.T @ rows)[1][:, -1]
+  values = np.sort(component)
+  # Otsu: the cut that leaves the means of both sides farthest apart, weighted by their sizes.
+  below = np.arange(1, len(values))
+  sums = np.cumsum(values)
+  spread = (sums[:-1] / below - (sums[-1] - sums[:-1]) / below[::-1])**2 * below * below[::-1]
+  mask = (component > values[spread.argmax()]).reshape(patches.shape[:2])
+  border = np.ones_like(mask)
+  border[1:-1, 1:-1] = False
+  return mask if mask[border].mean() <= 0.5 else ~mask
+
+
+def fit(image: np.ndarray, size: int | tuple[int, int], patch: int) -> tuple[int, int]:
+  """The (height, width) of whole patches that an image comes to.
+
+  Args:
+    image: [H, W, 3].
+    size: of the shorter side, the longer follows; or (height, width).
+    patch: its side. All in pixels.
+  """
+  if not isinstance(size, int):
+    sides = size
+  else:
+    sides = np.array(image.shape[:2]) * size / min(image.shape[:2])
+  height, width = (max(round(side / patch), 1) * patch for side in sides)
+  return height, width
+
+
+def visualize(image: np.ndarray, model: nnx.Module, prepare: Preprocess, *, masked: bool = False,
+              patch: tuple[int, int] | None = None) -> np.ndarray:
+  """The picture of an image and its features.
+
+  Args:
+    image: uint8 [H, W, 3].
+    model, prepare: as from `dinov3_jax.features.open_model`.
+    masked: colour the foreground alone.
+    patch: (row, column) of the patch to compare all others with.
+
+  Returns:
+    uint8 [h, w, 3].
+
+  Raises:
+    ValueError: a patch outside.
+  """
+  height, width = np.broadcast_to(prepare.size, 2).tolist()
+  side = patch_side(model)
+  rows, columns = height // side, width // side
+  if patch and not (0 <= patch[0] < rows and 0 <= patch[1] < columns):
+    raise ValueError(f"there is no patch {patch[0]},{patch[1]}: rows go to {rows - 1}, columns to "
+                     f"{columns - 1}")
+  tokens, = model.features(prepare(image)[None], reshape=True)
+  patches = np.asarray(tokens["patches"][0], np.float32)
+  shown = np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))
+  mask = foreground(patches)[None] if masked else None
+  pictures = [shown, pca.enlarge(pca.pca_rgb(patches[None], mask)[0], height, width)]
+  if patch:
+    similarity = pca.heatmap(pca.similarity_map(patches, patch))
+    pictures.append(pca.enlarge(similarity, height, width))
+    pictures[::2] = [framed(x, patch[0] * side, patch[1] * side, side) for x in pictures[::2]]
+  return pca.grid([pictures])
+
+
+def framed(picture: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
+  """A picture with a square in it, drawn white on black."""
+  picture = picture.copy()
+  for width, value in ((4, 0), (2, 255)):  # pixels
+    outer = np.zeros(picture.shape[:2], bool)
+    outer[max(top - width, 0):top + side + width, max(left - width, 0):left + side + width] = True
+    outer[top:top + side, left:left + side] = False
+    picture[outer] = value
+  return picture
+
+
+def parse_patch(text: str) -> tuple[int, int]:
+  """ROW,COLUMN."""
+  row, _, column = text.partition(",")
+  if not (row.isdecimal() and column.isdecimal()):
+    raise argparse.ArgumentTypeError(f"a patch is ROW,COLUMN, counted from 0, not {text}")
+  return int(row), int(column)
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(prog="python -m dinov3_jax.visualize", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  add = parser.add_argument
+  add("image", metavar="IMAGE")
+  add_model_flags(parser)
+  add("--out", metavar="FILE", help="the picture; by default IMAGE's name with .dinov3.png, here")
+  add("--size", type=parse_size, default=SHORTER_SIDE, metavar="SIDE|HEIGHT,WIDTH",
+      help=f"of the shorter side or both, in pixels, {SHORTER_SIDE} by default; rounded to patches")
+  add("--patch", type=parse_patch, metavar="ROW,COLUMN", help="show what is similar to this patch")
+  add("--foreground", action="store_true", help="colour only what stands out")
+  args = parser.parse_intermixed_args()
+  try:
+    out = check_out(args.out or f"{pathlib.Path(args.image).stem}.dinov3.png")
+    if not os.path.isfile(args.image):
+      raise FileNotFoundError(f"{args.image} is no file")
+    image = decode(pathlib.Path(args.image), args.image)
+    model, prepare = open_model(args.weights, args.model, dtype=args.dtype)
+    prepare = dataclasses.replace(prepare, size=fit(image, args.size, patch_side(model)))
+    pca.save(out, visualize(image, model, prepare, masked=args.foreground, patch=args.patch))
+  except (OSError, ValueError, ModuleNotFoundError, DamagedImage) as error:
+    return fail(error)
+  height, width = prepare.size
+  side = patch_side(model)
+  print(f"{out}: {height // side} rows and {width // side} columns of patches ({side} pixels)")
+  return 0
+
+
+def check_out(out: str) -> pathlib.Path:
+  """The path of a picture that can be written, or a ValueError."""
+  path = pathlib.Path(out)
+  if path.suffix.lower() not in (".png", ".jpg", ".webp"):
+    raise ValueError(f"{out} must end in .png, .jpg or .webp")
+  if path.is_dir() or not os.access(path.parent, os.W_OK):
+    raise ValueError(f"{out} cannot be written: it is a folder, or there is no {path.parent} that "
+                     "may be changed")
+  return path
+
+
+if __name__ == "__main__":
+  sys.exit(main())

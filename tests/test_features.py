@@ -1,0 +1,166 @@
+import sys
+
+import chex
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import dinov3_jax
+from dinov3_jax import features
+from dinov3_jax.data.preprocess import Preprocess, preprocess
+from dinov3_jax.export import export
+from dinov3_jax.models.variants import VARIANTS, Variant
+from dinov3_jax.train import checkpoint
+from dinov3_jax.train.state import init_state
+
+
+@pytest.fixture(autouse=True)
+def small_variants(monkeypatch):
+  changes = dict(vits16=dict(width=32, depth=2, num_heads=2, patch_size=8, storage_tokens=1,
+                             layerscale=1.0),
+                 convnext_tiny=dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), layerscale=1.0))
+  for name, settings in changes.items():
+    monkeypatch.setitem(VARIANTS, name, Variant(settings, VARIANTS[name].releases))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  """Ten images, nested, and two files that are none; it is the working directory."""
+  monkeypatch.chdir(tmp_path)
+  rng = np.random.default_rng(0)
+  (tmp_path / "images" / "more").mkdir(parents=True)
+  for i in range(10):
+    place = tmp_path / "images" / ("more" if i % 3 else ".") / f"{i}.png"
+    Image.fromarray(rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)).save(place)
+  (tmp_path / "images" / "4bad.jpg").write_bytes(b"no image")
+  (tmp_path / "images" / "notes.txt").write_text("no image either")
+  return tmp_path
+
+
+def command(monkeypatch, *arguments):
+  """The exit code of the command."""
+  monkeypatch.setattr(sys, "argv", ["features", *map(str, arguments)])
+  return features.main()
+
+
+RANDOM = ("--weights", "random", "--model", "vits16", "--size", "16,24", "--batch-size", "8")
+
+
+def test_images_of_files_folders_and_globs(folder):
+  find = lambda *arguments: features.find_images(arguments)
+  inner = [f"images/more/{i}.png" for i in (1, 2, 4, 5, 7, 8)]
+  everything = ["images/0.png", "images/3.png", "images/4bad.jpg", "images/6.png", "images/9.png",
+                *inner]
+  assert find("images") == find("images/") == everything
+  assert find("images/*.png") == ["images/0.png", "images/3.png", "images/6.png", "images/9.png"]
+  assert find("images/**/[12].png", "images/more") == inner
+  assert find("images/notes.txt", "images/more/8.png") == ["images/notes.txt", "images/more/8.png"]
+  for wrong, message in [("nothing", "nothing matches no file"), ("*.gif", "matches no file"),
+                         ("images/n*", "has no image")]:
+    with pytest.raises(ValueError, match=message):
+      find("images/0.png", wrong)
+
+
+def test_command(folder, monkeypatch, capsys):
+  assert command(monkeypatch, "images", *RANDOM, "--tokens", "all", "--out", "f.safetensors") == 0
+  output = capsys.readouterr()
+  assert "cls [10, 32]" in output.out and "of 10 images" in output.out
+  assert "left out: images/4bad.jpg: cannot identify image file" in output.err
+  arrays, names = features.read("f.safetensors")
+  assert names == [name for name in features.find_images(["images"]) if "bad" not in name]
+  prepare = preprocess(size=(16, 24))
+  expected = dinov3_jax.load("vits16")(np.stack([prepare(name) for name in names]))
+  expected["patches"] = expected["patches"].reshape(10, 2, 3, 32)
+  chex.assert_trees_all_close(arrays, jax.device_get(dict(expected)), atol=1e-5)
+
+
+def test_npy_of_a_convnext_on_one_device(folder, monkeypatch):
+  device, = jax.local_devices()[:1]
+  monkeypatch.setattr(jax, "local_devices", lambda *args, **kwargs: [device])
+  assert command(monkeypatch, "images/more", "--weights", "random", "--model", "convnext_tiny",
+                 "--size", 64, "--tokens", "patches", "--store", "float16", "--out", "f.npy") == 0
+  arrays, names = features.read("f.npy")
+  assert len(names) == 6
+  assert arrays["patches"].shape == (6, 2, 2, 32) and arrays["patches"].dtype == np.float16
+  np.testing.assert_array_equal(np.load("f.npy"), arrays["patches"])
+
+
+def test_an_interrupted_run_goes_on(folder, monkeypatch, capsys):
+  arguments = ["images", *RANDOM, "--tokens", "patches"]
+  assert command(monkeypatch, *arguments, "--out", "whole.safetensors") == 0
+  batches, read = features._batches, []
+
+  def first_batch(images, *rest):
+    read.append(len(images))
+    yield next(batches(images, *rest))
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(features, "_batches", first_batch)
+    patch.setattr(features, "_one_ahead", iter)
+    assert command(patch, *arguments, "--out", "f.safetensors") == 130
+  assert "goes on from here" in capsys.readouterr().err
+  assert not (folder / "f.safetensors").exists()
+  assert command(monkeypatch, *arguments[:-1], "cls", "--out", "f.safetensors") == 1
+  assert "another job (its tokens differ)" in capsys.readouterr().err
+
+  monkeypatch.setattr(features, "_batches",
+                      lambda images, *rest: read.append(len(images)) or batches(images, *rest))
+  assert command(monkeypatch, *arguments, "--out", "f.safetensors") == 0
+  assert read == [11, 3]
+  assert (folder / "f.safetensors").read_bytes() == (folder / "whole.safetensors").read_bytes()
+  assert "4bad.jpg" in capsys.readouterr().err  # of the part before the interruption
+  assert not list(folder.glob("*.partial"))
+
+
+@pytest.mark.parametrize("changes, message", [
+  (["--out", "f.txt"], "f.txt must end in .safetensors or .npy"),
+  (["--out", "there.npy"], "there.npy is there already"),
+  (["--out", "no/f.npy"], "no/f.npy cannot be written"),
+  (["--out", "f.npy", "--tokens", "all"], "take .safetensors for all tokens"),
+  (["--size", "20"], "a size of 20 is no whole number of the model's patches of 8: take 16 or 24"),
+  (["--model", "vits17"], "there is no model 'vits17'"),
+  (["--weights", "elsewhere.pth"], "elsewhere.pth"),
+  (["--batch-size", "0"], "--batch-size must be at least 1"),
+  (["missing.jpg"], "missing.jpg matches no file"),
+])
+def test_errors_are_one_line(folder, monkeypatch, capsys, changes, message):
+  (folder / "there.npy").touch()
+  assert command(monkeypatch, "images", *RANDOM, "--out", "f.safetensors", *changes) == 1
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and message in error and error.count("\n") == 1
+  assert not list(folder.glob("f.*"))
+
+
+def test_no_image_at_all(folder, monkeypatch, capsys):
+  assert command(monkeypatch, "images/4bad.jpg", *RANDOM, "--out", "f.npy") == 1
+  assert "error: none of the 1 images can be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["0", "1,2,3", "x", "16,"])
+def test_sizes_that_are_none(size, capsys):
+  with pytest.raises(SystemExit):
+    command(pytest.MonkeyPatch(), "images", "--weights", "w", "--out", "f.npy", "--size", size)
+  assert "a size is one number or HEIGHT,WIDTH" in capsys.readouterr().err
+
+
+def test_a_run_of_our_own_says_what_its_images_need(tiny_config, tmp_path):
+  tiny_config.crops.update(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+  state = jax.jit(lambda: init_state(tiny_config))()
+  with checkpoint.Writer(tmp_path, keep=1, keep_every=0) as writer:
+    writer.save(1, {"student": state.student, "teacher": state.teacher}, {}, tiny_config)
+  model, prepare = features.open_model(str(tmp_path))
+  assert prepare == Preprocess((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 32)
+  chex.assert_trees_all_equal(nnx.to_pure_dict(nnx.state(model)), state.teacher["backbone"])
+
+  export(tmp_path, "safetensors", tmp_path / "out")
+  _, prepare = features.open_model(str(tmp_path / "out" / "model.safetensors"), size=(16, 24))
+  assert prepare == Preprocess((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (16, 24))
+
+
+def test_the_dtype_of_the_computation():
+  model, prepare = features.open_model("random", "vits16", dtype="bfloat16")
+  assert {x.dtype.name for x in jax.tree.leaves(nnx.state(model))} == {"bfloat16"}
+  assert prepare == Preprocess(size=224)
