@@ -143,6 +143,7 @@ def get_config() -> ConfigDict:
       knn_images=50_000,  # of the training split in the bank, at most
       image_size=224,
       pictures=8,
+      picture_size=224,  # of the images in them; larger than in training shows finer patches
     ),
   ))
   return config.lock()

@@ -32,7 +32,8 @@ def get_config():
     "schedules.lr.warmup_steps": 2, "schedules.teacher_temp.warmup_steps": 2,
     "optim.freeze_last_layer_steps": 1, "log_every": 1,
     "checkpoint.every": 2, "checkpoint.keep": 2, "checkpoint.keep_every": 0,
-    "evals.every": 4, "evals.knn_k": 3, "evals.image_size": 16, "evals.pictures": 2}})
+    "evals.every": 4, "evals.knn_k": 3, "evals.image_size": 16, "evals.pictures": 2,
+    "evals.picture_size": 16}})
   return config
 """
 # The command, but that it sends itself a signal amid the hooks of a step (0: never).

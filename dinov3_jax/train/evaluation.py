@@ -110,7 +110,7 @@ class Evaluation:
     # Evenly spread, for neighbours in a source are often alike.
     count = min(self._evals.pictures, len(self._held_out), self._batch)
     chosen = np.arange(count) * len(self._held_out) // max(count, 1)
-    for images, _ in read_images(self._held_out, chosen, self._evals.image_size, self._batch):
+    for images, _ in read_images(self._held_out, chosen, self._evals.picture_size, self._batch):
       patches = self._forward(backbone, images)["patches"]
       side = round(patches.shape[1] ** 0.5)
       patches = patches.reshape(len(images), side, side, -1)

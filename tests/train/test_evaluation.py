@@ -30,7 +30,8 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def config(tiny_config):
-  tiny_config.evals.update(every=10, knn_k=5, knn_images=30, image_size=SIZE, pictures=4)
+  tiny_config.evals.update(every=10, knn_k=5, knn_images=30, image_size=SIZE, pictures=4,
+                           picture_size=SIZE)
   return tiny_config
 
 
