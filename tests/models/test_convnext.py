@@ -71,6 +71,7 @@ def test_shapes_of_features():
   assert shapes(abstract(), reshape=True) == [
     (2, 17, 24, 8), (2, 8, 12, 16), (2, 4, 6, 24), (2, 2, 3, 32)]
   assert shapes(abstract())[1] == (2, 96, 16)
+  assert shapes(abstract(), reshape=True, pad=True)[1::2] == [(2, 12, 12, 16), (2, 3, 3, 32)]
   assert shapes(abstract(patch_size=16)) == [(2, 24, d) for d in DIMS]
 
 
@@ -188,6 +189,8 @@ def test_bad_input():
   model = abstract()
   with pytest.raises(ValueError, match="at least 32"):
     model(jnp.zeros((1, 64, 31, 3)))
+  with pytest.raises(ValueError, match=r"float \[B, H, W, C\]"):
+    model(jnp.zeros((1, 64, 64, 3), jnp.uint8))
   for layers in (5, 0, [4], [-5]):
     with pytest.raises(ValueError, match="4 stages"):
       model.features(jnp.zeros((1, 32, 32, 3)), layers)

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dinov3_jax.models.layers import Block, ConvStem, PatchEmbed, make_ffn, make_norm, residual
+from dinov3_jax.models.layers import (
+  Block,
+  ConvStem,
+  PatchEmbed,
+  attention,
+  inference_dot,
+  make_ffn,
+  make_norm,
+  residual,
+)
 from dinov3_jax.models.rope import Rope
 
 KEYS = jax.random.split(jax.random.key(0), 2000)
@@ -171,3 +180,31 @@ def test_unknown_kinds():
     make_ffn("moe", 8, 4.0, 8, True, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match=r"model\.norm must be layernorm or rmsnorm, not 'batch'"):
     make_norm("batch", 8, 1e-6, rngs=nnx.Rngs(0))
+
+
+def test_attention_is_that_of_jax():
+  q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 7, 3, 16)) * 3
+  weight = jax.random.normal(jax.random.key(1), (2, 7, 3, 16))
+  run = lambda f: jax.jit(jax.value_and_grad(
+    lambda *args: jnp.vdot(f(*args), weight), argnums=(0, 1, 2)))(q, k, v)
+  for ours, theirs in zip(jax.tree.leaves(run(attention)),
+                          jax.tree.leaves(run(jax.nn.dot_product_attention))):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
+
+
+def test_attention_survives_large_scores():
+  q = jnp.full((1, 5, 1, 4), 300.0)
+  v = jnp.arange(20.0).reshape(1, 5, 1, 4)
+  np.testing.assert_allclose(attention(q, q, v)[0, 0, 0], v.mean(1)[0, 0])
+
+
+def test_inference_sums_bfloat16_in_float32():
+  x = jax.random.normal(jax.random.key(0), (8, 512), jnp.bfloat16)
+  w = jax.random.normal(jax.random.key(1), (512, 16), jnp.bfloat16)
+  run = jax.jit(lambda x, w: inference_dot(x, w, (((1,), (0,)), ((), ()))))
+  exact = np.float64(x) @ np.float64(w)
+  np.testing.assert_allclose(np.float64(run(x, w)), exact, rtol=2**-8, atol=1e-4)
+  assert run(x, w).dtype == jnp.bfloat16
+  # Straight from the arrays that XLA's fast kernels take, not from copies in float32.
+  product = next(x for x in run.lower(x, w).as_text().splitlines() if "dot_general" in x)
+  assert "(tensor<8x512xbf16>, tensor<512x16xbf16>) -> tensor<8x16xf32>" in product

@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 from dinov3_jax.models import rope as rope_module
+from dinov3_jax.models import vit
 from dinov3_jax.models.vit import VisionTransformer
 from dinov3_jax.weights.naming import unflatten
 
@@ -116,6 +117,35 @@ def test_errors_of_a_call():
       model.features(np.zeros((1, 16, 16, 3), np.float32), layers)
   with pytest.raises(ValueError, match="12x16 are not a whole number of patches of 8"):
     model(np.zeros((1, 12, 16, 3), np.float32))
+  for shape, dtype in [((1, 16, 16, 3), np.uint8), ((16, 16, 3), np.float32)]:
+    with pytest.raises(ValueError, match=r"images must be float \[B, H, W, C\], as .*preprocess"):
+      model(np.zeros(shape, dtype))
+
+
+def test_padding():
+  model = tiny()
+  images = np.random.default_rng(0).normal(size=(2, 13, 24, 3)).astype(np.float32)
+  padded = np.pad(images, ((0, 0), (0, 3), (0, 0), (0, 0)))
+  jax.tree.map(np.testing.assert_array_equal, model(images, pad=True), model(padded))
+  features, = model.features(images, reshape=True, pad=True)
+  assert features["patches"].shape == (2, 2, 3, 32)
+  np.testing.assert_array_equal(features["patches"][1, 1, 2], model(padded)["patches"][1, 5])
+
+
+def test_a_second_call_compiles_nothing():
+  model, images = tiny(width=16), np.zeros((1, 16, 16, 3), np.float32)
+  model(images)
+  model.features(images, [0])
+  before = vit._tokens._cache_size(), vit._features._cache_size()
+  tiny(width=16)(images + 1)
+  model.features(images + 1, (0,))
+  assert (vit._tokens._cache_size(), vit._features._cache_size()) == before
+
+
+def test_blocks_after_the_last_chosen_one_are_not_computed():
+  model, images = tiny(depth=4), np.zeros((1, 16, 16, 3), np.float32)
+  run = lambda layers: str(jax.make_jaxpr(lambda x: model.features(x, layers))(images))
+  assert "length=2" in run([0, 1]) and "length=4" in run([0, 3])
 
 
 def test_heads_divide_the_width():
