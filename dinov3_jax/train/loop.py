@@ -231,9 +231,10 @@ def check_settings(config: ConfigDict):
     raise ValueError(f"gram.teacher={config.gram.teacher!r} does not go with crops.gram_sizes="
                      f"{tuple(crops.gram_sizes)}: a teacher of its own needs sizes above 0, no "
                      "other reads them")
-  if config.evals.every and config.evals.image_size % patch:
-    raise ValueError(f"evals.image_size {config.evals.image_size} is not a multiple of the patch "
-                     f"size {patch}")
+  for key in ("image_size", "picture_size"):
+    if config.evals.every and config.evals[key] % patch:
+      raise ValueError(f"evals.{key} {config.evals[key]} is not a multiple of the patch size "
+                       f"{patch}")
 
 
 def check_writable(workdir: epath.Path):

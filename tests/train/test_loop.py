@@ -224,6 +224,7 @@ def test_waiting_for_data_and_speed_leave_hooks_out(config, method, tmp_path):
   ({"train.steps": 0}, "train.steps"),
   ({"checkpoint.every": 0}, "checkpoint.every"),
   ({"evals.every": 4, "evals.image_size": 20}, "evals.image_size"),
+  ({"evals.every": 4, "evals.picture_size": 20}, "evals.picture_size"),
   ({"mesh.fsdp": 3}, "mesh"),
   ({"data.source": "/nowhere"}, "/nowhere"),
   ({"init_from": "/nowhere"}, "no checkpoint in /nowhere"),
