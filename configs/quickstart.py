@@ -4,7 +4,7 @@
 
 Cost: 1,200 steps of 64 images at 32 px, 17 CPU minutes with the installation; 115 to 170 images/s
 on two cores. What it learned (k-NN, k = 5): on the 1,687 training and validation drawings, each
-left out in turn, 57.4 % for the teacher, 51.4 % for the untrained network and 61.3 % for raw pixels;
+left out in turn, 57.4 % for the teacher, 51.4 % for the untrained network, 61.3 % for raw pixels;
 on the 216 test drawings 57.9, 56.9 and 63.0 %, where one standard error is about 3 %.
 """
 
