@@ -91,6 +91,7 @@ class Block(nnx.Module):
   def __call__(self, x: jax.Array, keep: jax.Array | None = None) -> jax.Array:
     """x [B, H, W, D] -> the same; `keep` [B] multiplies the branch of each image."""
     branch = self.ls(self.mlp(self.norm(self.dwconv(x))))
+    branch = branch.astype(x.dtype)
     return x + (branch if keep is None else branch * keep[:, None, None, None].astype(x.dtype))
 
 

@@ -101,8 +101,8 @@ class Attention(nnx.Module):
       bias = self.qkv.bias[...]
       qkv += bias.at[1].set(0) if self.mask_k_bias else bias
     q, k, v = jnp.moveaxis(qkv.reshape(b, t, 3, self.num_heads, -1), 2, 0)
-    x = attention(rotate(q, *rope), rotate(k, *rope), v)
-    return self.proj(x.reshape(b, t, d))
+    y = attention(*(a.astype(x.dtype) for a in (rotate(q, *rope), rotate(k, *rope), v)))
+    return self.proj(y.reshape(b, t, d))
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -127,17 +127,18 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 def inference_dot(lhs: jax.Array, rhs: jax.Array, dimensions, precision=None, **options
                   ) -> jax.Array:
-  """`lax.dot_general`; on a CPU bfloat16 is summed in float32, for which XLA has fast kernels.
+  """`lax.dot_general` whose product of bfloat16 is in float32, for layers to round it when done.
 
-  Its bfloat16 sums it computes as float32 throughout, at half the speed. This is for forward passes
-  alone: a rematerialisation policy would not recognise it.
+  On a CPU that is twice as fast: XLA has kernels for it, and else converts the factors. It is for
+  forward passes alone; a rematerialisation policy would not recognise it.
   """
   dot = functools.partial(jax.lax.dot_general, dimension_numbers=dimensions, precision=precision,
                           **options)
   if lhs.dtype != jnp.bfloat16:
     return dot(lhs, rhs)
-  in_float32 = lambda x, y: dot(x, y, preferred_element_type=jnp.float32).astype(x.dtype)
-  return jax.lax.platform_dependent(lhs, rhs, cpu=in_float32, default=dot)
+  return jax.lax.platform_dependent(
+    lhs, rhs, cpu=functools.partial(dot, preferred_element_type=jnp.float32),
+    default=lambda lhs, rhs: dot(lhs, rhs).astype(jnp.float32))
 
 
 class Mlp(nnx.Module):
@@ -148,7 +149,7 @@ class Mlp(nnx.Module):
     self.fc2 = linear(hidden, width, bias, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False).astype(x.dtype))
 
 
 class SwiGlu(nnx.Module):
@@ -160,7 +161,7 @@ class SwiGlu(nnx.Module):
     self.w3 = linear(hidden, width, bias, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.w3(jax.nn.silu(self.w1(x)) * self.w2(x))
+    return self.w3((jax.nn.silu(self.w1(x)) * self.w2(x)).astype(x.dtype))
 
 
 def hidden_width(kind: str, width: int, ratio: float, align: int) -> int:
@@ -204,7 +205,7 @@ def residual(x: jax.Array, branch: Callable[[jax.Array], jax.Array], rate: float
     rate: share of rows that skip the branch; 0 or a missing `key` runs it on all.
   """
   if key is None or rate == 0:
-    return x + branch(x)
+    return x + branch(x).astype(x.dtype)
   b = x.shape[0] // shards
   keep = max(int(b * (1 - rate)), 1)
   split = x.reshape(shards, b, *x.shape[1:])
