@@ -3,6 +3,10 @@
 Any setting can be changed on the command line (`--config.train.batch_size=64`). The same command
 again goes on from the newest checkpoint in the workdir. `--profile=20` traces the steps from the
 20th on into DIR/profile.
+
+On several hosts every process runs the same command with `--distributed`, which finds the others
+in a TPU pod, on Kubernetes and under Slurm. Elsewhere the variables JAX_COORDINATOR_ADDRESS
+(HOST:PORT), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. All must see the same workdir.
 """
 
 import dataclasses
@@ -22,8 +26,8 @@ class UsageError(Exception):
   """A command line that cannot be obeyed; says what to do."""
 
 
-def parse(argv: list[str]) -> tuple[ConfigDict, str, int]:
-  """The settings, overrides included, the workdir, and the first step to profile (0: none).
+def parse(argv: list[str]) -> flags.FlagValues:
+  """The flags: config with its overrides, workdir, profile (the first step, 0: none), distributed.
 
   Raises:
     UsageError: an unknown flag or setting, a value of the wrong kind, no such config.
@@ -31,7 +35,8 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str, int]:
   values = flags.FlagValues()
   config = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=values)
   workdir = flags.DEFINE_string("workdir", None, "The run's folder.", flag_values=values)
-  profile = flags.DEFINE_integer("profile", 0, "The first step to trace.", 0, flag_values=values)
+  flags.DEFINE_integer("profile", 0, "The first step to trace.", 0, flag_values=values)
+  flags.DEFINE_bool("distributed", False, "Look for other processes.", flag_values=values)
 
   path = next((value for flag, value in zip(argv, [*argv[1:], ""]) if flag == "--config"), "")
   path = next((arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")), path)
@@ -47,7 +52,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str, int]:
     if not flag.value:
       raise UsageError(f"--{flag.name} is missing: python -m dinov3_jax.main "
                        "--config=configs/quickstart.py --workdir=DIR")
-  return config.value, workdir.value, profile.value
+  return values
 
 
 def load_config(path: str) -> ConfigDict:
@@ -91,13 +96,13 @@ class Console(logging.Handler):
           file=sys.stdout if record.levelno <= logging.INFO else sys.stderr)
 
 
-def set_up_logging():
+def set_up_logging(level: int = logging.INFO):
   """Time and message for our own lines; of the libraries, warnings alone."""
   console = Console()
   console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
   logging.getLogger().handlers = [console]
   logging.getLogger().setLevel(logging.WARNING)
-  logging.getLogger("dinov3_jax").setLevel(logging.INFO)
+  logging.getLogger("dinov3_jax").setLevel(level)
 
 
 def main() -> int:
@@ -106,7 +111,7 @@ def main() -> int:
     print(f"{__doc__}\nThe settings, and what they mean, are those of configs/base.py.")
     return 0
   try:
-    config, workdir, profile = parse(sys.argv)
+    values = parse(sys.argv)
   except UsageError as error:
     return fail(error, 2)
   set_up_logging()
@@ -116,18 +121,25 @@ def main() -> int:
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     jax.config.update("jax_compilation_cache_dir", str(cache / "dinov3_jax" / "xla"))
   from dinov3_jax.data.pipeline import TooManyDamaged
-  from dinov3_jax.train import loop
+  from dinov3_jax.train import compiler, loop, processes
 
   try:
-    run = loop.prepare(config, workdir)
+    processes.join(values.distributed)
+    if jax.process_index():
+      set_up_logging(logging.WARNING)  # one voice is enough
+    run = loop.prepare(values.config, values.workdir)
   except (ValueError, OSError, TooManyDamaged) as error:
     return fail(error)
   except KeyboardInterrupt:
     return fail("interrupted before the first step", 130)
   try:
-    loop.run(dataclasses.replace(run, profile=profile))
+    loop.run(dataclasses.replace(run, profile=values.profile))
   except (FloatingPointError, OSError, TooManyDamaged) as error:
     return fail(error)
+  except jax.errors.JaxRuntimeError as error:
+    if not compiler.is_too_large(error):
+      raise
+    return fail(compiler.explain(error))
   return 0
 
 

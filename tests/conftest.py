@@ -21,14 +21,36 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 
 from configs import base
+from dinov3_jax.train import checkpoint
 from dinov3_jax.train.state import TrainState
 from dinov3_jax.train.step import make_train_step
 from dinov3_jax.weights import official
 
 TESTS = pathlib.Path(__file__).parent
+RECIPE = """
+from configs import base
+
+def get_config():
+  config = base.get_config()
+  config.update_from_flattened_dict({{
+    "model.patch_size": 8, "model.width": 16, "model.depth": 2, "model.num_heads": 2,
+    "dino.prototypes": 32, "dino.hidden": 16, "dino.bottleneck": 8,
+    "ibot.prototypes": 32, "ibot.hidden": 16, "ibot.bottleneck": 8, "koleo.group": 2,
+    "crops.global_sizes": (16,), "crops.local_sizes": (8,), "crops.locals": 2,
+    "data.source": {images!r}, "data.workers": 0,
+    "train.steps": 8, "train.batch_size": 16, "train.dtype": "float32",
+    "schedules.lr.warmup_steps": 2, "schedules.teacher_temp.warmup_steps": 2,
+    "optim.freeze_last_layer_steps": 1, "log_every": 1,
+    "checkpoint.every": 2, "checkpoint.keep": 2, "checkpoint.keep_every": 0,
+    "evals.every": 4, "evals.knn_k": 3, "evals.image_size": 16, "evals.pictures": 2,
+    "evals.picture_size": 16}})
+  return config
+"""
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +148,36 @@ class Trajectory:
 def trajectory(recipe):
   """`trajectory(name)`: the `Trajectory` "pretrain" or "gram"; compiled and run once a session."""
   return functools.cache(lambda name: Trajectory(name, recipe))
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory):
+  """The path of a recipe that trains 8 steps within seconds on a folder of images."""
+  folder = tmp_path_factory.mktemp("recipe")
+  rng = np.random.default_rng(0)
+  for i in range(60):
+    path = folder / "images" / "ab"[i % 2] / f"{i}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(path)
+  path = folder / "tiny.py"
+  path.write_text(RECIPE.format(images=str(folder / "images")))
+  return path
+
+
+@pytest.fixture(scope="session")
+def stored():
+  """`stored(workdir)`: every array of a run's newest checkpoint, by its path."""
+
+  def read(workdir):
+    reader = ocp.PyTreeCheckpointHandler()
+    folder = checkpoint.latest(workdir) / "state"
+    numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                         reader.metadata(folder).tree)
+    tree = ocp.Checkpointer(reader).restore(folder, ocp.args.PyTreeRestore(restore_args=numpy))
+    return {jax.tree_util.keystr(path): x
+            for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+  return read
 
 
 @pytest.fixture

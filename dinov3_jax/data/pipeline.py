@@ -42,20 +42,21 @@ class BatchMaker:
   mask_probability: float
   mask_ratio: tuple[float, float]
   mask_circular_shift: bool
-  process_index: int
-  process_count: int
+  local_shards: tuple[int, ...]
   order: grain.MapDataset
 
   def __call__(self, step: int) -> dict:
     crop = self.multi_crops[self._rng(SIZES, step).choice(len(self.multi_crops),
                                                           p=self.size_weights)]
-    images = self.batch_size // self.process_count
-    batch = {name: np.empty((images, *shape), np.uint8) for name, shape in crop.shapes.items()}
+    of_shard = self.batch_size // self.shards
+    numbers = [step * self.batch_size + shard * of_shard + i
+               for shard in self.local_shards for i in range(of_shard)]
+    batch = {name: np.empty((len(numbers), *shape), np.uint8)
+             for name, shape in crop.shapes.items()}
     damaged = []
-    first = step * self.batch_size + self.process_index * images
-    for i in range(images):
-      image = self._read(self.order[first + i], damaged)
-      for name, crops in crop(image, self._rng(CROPS, first + i)).items():
+    for i, number in enumerate(numbers):
+      image = self._read(self.order[number], damaged)
+      for name, crops in crop(image, self._rng(CROPS, number)).items():
         batch[name][i] = crops
     return {**batch, **self._masks(step, crop), DAMAGED: damaged}
 
@@ -73,13 +74,11 @@ class BatchMaker:
                          "check the data set")
 
   def _masks(self, step: int, crop: MultiCrop) -> dict[str, np.ndarray]:
-    local = self.shards // self.process_count
-    shards = range(self.process_index * local, (self.process_index + 1) * local)
     masks, indices, weights = zip(*(
       shard_masks(self._rng(MASKS, step, shard), self.batch_size // self.shards,
                   crop.global_size // crop.patch_size, self.mask_probability, self.mask_ratio,
                   self.mask_circular_shift)
-      for shard in shards))
+      for shard in self.local_shards))
     return {"masks": np.concatenate(masks), "mask_indices": np.stack(indices),
             "mask_weights": np.stack(weights)}
 
@@ -169,7 +168,7 @@ def make_pipeline(source: Source, multi_crops: Sequence[MultiCrop], size_weights
                   batch_size: int, *, shards: int = 1, seed: int = 0, workers: int = 0,
                   mask_probability: float = 0.5, mask_ratio: tuple[float, float] = (0.1, 0.5),
                   mask_circular_shift: bool = False, max_damaged: float = 0.01,
-                  process_index: int = 0, process_count: int = 1) -> Pipeline:
+                  local_shards: Sequence[int] | None = None) -> Pipeline:
   """Builds the stream of training batches.
 
   Each pass over the source is shuffled anew. With several resolutions every step draws one for its
@@ -180,13 +179,13 @@ def make_pipeline(source: Source, multi_crops: Sequence[MultiCrop], size_weights
     multi_crops: one for each resolution.
     size_weights: their probabilities.
     batch_size: images a step, over all processes.
-    shards: data shards over all processes; a process makes the batch of its own, contiguous ones.
+    shards: data shards, over all processes.
     seed: below 2**32; all randomness follows from it.
     workers: processes that make batches; 0 takes threads of this one.
     mask_probability, mask_ratio, mask_circular_shift: see `masks.shard_masks`.
     max_damaged: share of unreadable images above which iteration raises `TooManyDamaged`, once
       100 images were seen. Below it, the next readable image of the source stands in.
-    process_index, process_count: which part of the batch to make.
+    local_shards: those that this process makes, one after the other; None: all.
 
   Raises:
     ValueError: sizes or counts that do not fit together.
@@ -200,13 +199,12 @@ def make_pipeline(source: Source, multi_crops: Sequence[MultiCrop], size_weights
   if batch_size < 1 or batch_size % shards:
     raise ValueError(f"a batch of {batch_size} images cannot be spread over {shards} data shards; "
                      f"take a multiple of {shards}")
-  if shards % process_count:
-    raise ValueError(f"{shards} data shards cannot be spread over {process_count} processes")
   if not 0 <= seed < 2**32:
     raise ValueError(f"seed {seed} must lie in [0, 2**32)")
   mask_counts(0, 0, mask_probability, mask_ratio)  # raises now rather than in a worker
   order = grain.MapDataset.range(len(source)).shuffle(seed).repeat()
   maker = BatchMaker(
     source, multi_crops, size_weights, batch_size, shards, seed, mask_probability,
-    tuple(mask_ratio), mask_circular_shift, process_index, process_count, order)
+    tuple(mask_ratio), mask_circular_shift,
+    tuple(range(shards) if local_shards is None else local_shards), order)
   return Pipeline(maker, workers, max_damaged)

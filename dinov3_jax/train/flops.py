@@ -9,27 +9,31 @@ from dinov3_jax.models.layers import hidden_width
 
 
 class Chip(NamedTuple):
-  """What a device that JAX sees can do, from its vendor's data sheet.
+  """What a chip can do, from its vendor's data sheet.
 
   Attributes:
     flops: dense bfloat16 operations a second.
     memory: bytes of high-bandwidth memory.
+    devices: as how many devices JAX sees it.
   """
 
   flops: float
   memory: float
+  devices: int = 1
 
 
-# By `device_kind`. A TPU v7x chip is two devices to JAX, with half of its figures each.
+GIB = 2**30
+
+# By `device_kind`.
 CHIPS = {
-  "TPU v4": Chip(275e12, 32e9),
-  "TPU v5 lite": Chip(197e12, 16e9),
-  "TPU v5": Chip(459e12, 95e9),
-  "TPU v6 lite": Chip(918e12, 32e9),
-  "TPU7x": Chip(2307e12 / 2, 192e9 / 2),
-  "NVIDIA A100-SXM4-40GB": Chip(312e12, 40e9),
-  "NVIDIA A100-SXM4-80GB": Chip(312e12, 80e9),
-  "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9),
+  "TPU v4": Chip(275e12, 32 * GIB),
+  "TPU v5 lite": Chip(197e12, 16 * GIB),
+  "TPU v5": Chip(459e12, 95 * GIB),
+  "TPU v6 lite": Chip(918e12, 32 * GIB),
+  "TPU7x": Chip(2307e12, 192 * GIB, devices=2),
+  "NVIDIA A100-SXM4-40GB": Chip(312e12, 40 * GIB),
+  "NVIDIA A100-SXM4-80GB": Chip(312e12, 80 * GIB),
+  "NVIDIA H100 80GB HBM3": Chip(989e12, 80 * GIB),
   "NVIDIA H200": Chip(989e12, 141e9),
 }
 
@@ -85,6 +89,13 @@ def step_flops(config, shards: int, resolution: int = 0) -> StepFlops:
   # An image has no gradient, so the embedding's backward pass is one product.
   rest = 2 * embeds + heads + teacher
   return StepFlops(float(3 * sum(branches) + rest), float(3 * executed + rest))
+
+
+def flops_by_crops(config, shards: int) -> dict[tuple[int, int], StepFlops]:
+  """`step_flops` of every resolution, by the sides of global and local crops in a batch."""
+  crops, patch = config.crops, config.model.patch_size
+  return {(big, small // patch * patch): step_flops(config, shards, i)
+          for i, (big, small) in enumerate(zip(crops.global_sizes, crops.local_sizes))}
 
 
 def _embed(model, patches: int) -> int:

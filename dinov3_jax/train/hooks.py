@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from dinov3_jax.train.flops import StepFlops
 from dinov3_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,13 @@ class Hook(Protocol):
 class Interval:
   """What happened since the last log line; collecting it never waits for the devices."""
 
-  def __init__(self, images: int):
-    """`images` is how many a step takes, over all devices."""
-    self._images = images
+  def __init__(self, images: int, chips: float = 1, peak: float | None = None):
+    """Args:
+      images: how many a step takes, over all devices.
+      chips: how many there are.
+      peak: operations a second that a chip can do, None if that is not known.
+    """
+    self._images, self._chips, self._peak = images, chips, peak
     self._clear()
 
   def _clear(self):
@@ -49,12 +54,15 @@ class Interval:
   def restart_clock(self):
     """Leaves the time until now out of account, such as that of compiling."""
     self._start, self._timed, self._waited = time.perf_counter(), 0, 0.0
+    self._flops = {}
 
-  def add(self, metrics: dict[str, jax.Array], waited: float):
-    """Takes the metrics of a step, and the seconds that went by waiting for its data."""
+  def add(self, metrics: dict[str, jax.Array], waited: float, flops: StepFlops | None = None):
+    """Takes the metrics of a step, the seconds spent waiting for its data, and its operations."""
     self._steps.append(metrics)
     self._timed += 1
     self._waited += waited
+    for name, count in flops._asdict().items() if flops else ():
+      self._flops[name] = self._flops.get(name, 0) + count
 
   def exclude(self, seconds: float):
     """Leaves time that was no training, such as that of an evaluation, out of account."""
@@ -63,7 +71,10 @@ class Interval:
   def means(self) -> dict[str, float]:
     """Waits for the steps taken, averages those that were not skipped, and begins anew.
 
-    Adds `skipped` (how many), `images_per_second`, and `data_wait`, a share of the time.
+    Adds `skipped` (how many), `images_per_second`, the same `_per_chip`, and `data_wait`, a share
+    of the time. Where the operations of the steps were given, `tflops_per_chip_full` (a second, as
+    if stochastic depth skipped nothing), `tflops_per_chip_executed`, and both as shares of the
+    chip's peak, `mfu_full` and `mfu_executed`.
     """
     steps = jax.device_get(self._steps)
     seconds = time.perf_counter() - self._start
@@ -72,7 +83,13 @@ class Interval:
     values |= {name: float(steps[-1][name]) for name in SCHEDULED if name in steps[-1]}
     values["skipped"] = len(steps) - len(taken)
     if self._timed:
-      values["images_per_second"] = self._timed * self._images / seconds
+      speed = self._timed * self._images / seconds
+      values |= {"images_per_second": speed, "images_per_second_per_chip": speed / self._chips}
+      for name, count in self._flops.items():
+        flops = count / seconds / self._chips
+        values[f"tflops_per_chip_{name}"] = flops / 1e12
+        if self._peak:
+          values[f"mfu_{name}"] = flops / self._peak
       values["data_wait"] = self._waited / seconds
     self._clear()
     return values
@@ -162,8 +179,14 @@ class LogLine:
     if "images_per_second" in metrics:
       speed = metrics["images_per_second"]
       left = timedelta(seconds=round((self._steps - step) * self._images / speed))
-      parts += [f"{speed:.4g} images/s", f"waiting for data {metrics['data_wait']:.0%}",
-                f"{left} left"]
+      parts.append(f"{speed:.4g} images/s")
+      if "tflops_per_chip_full" in metrics:
+        parts.append(f"a chip {metrics['images_per_second_per_chip']:.4g} images/s and "
+                     f"{metrics['tflops_per_chip_full']:.3g} TFLOP/s "
+                     f"({metrics['tflops_per_chip_executed']:.3g} executed)")
+      if "mfu_full" in metrics:
+        parts.append(f"MFU {metrics['mfu_full']:.1%} ({metrics['mfu_executed']:.1%})")
+      parts += [f"waiting for data {metrics['data_wait']:.0%}", f"{left} left"]
     if metrics.get("skipped"):
       parts.append(f"{metrics['skipped']} skipped")
     parts += [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("knn")]

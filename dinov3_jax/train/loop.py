@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 from dinov3_jax.data.crops import MultiCrop
 from dinov3_jax.data.pipeline import Pipeline, make_pipeline
 from dinov3_jax.data.sources import Source, open_source
-from dinov3_jax.train import checkpoint, compiler, hooks, sharding
+from dinov3_jax.train import checkpoint, compiler, hooks, processes, sharding
 from dinov3_jax.train.evaluation import Evaluation
+from dinov3_jax.train.flops import CHIPS, flops_by_crops
 from dinov3_jax.train.state import TrainState, has_gram_teacher, init_state
 from dinov3_jax.train.step import make_train_step
 
@@ -69,10 +70,12 @@ def prepare(config: ConfigDict, workdir: epath.PathLike) -> Run:
   check_settings(config)
   mesh = sharding.make_mesh(config)
   source = open_source(config.data.source, "train")
-  pipeline = open_pipeline(config, source, sharding.data_shards(mesh))
+  pipeline = open_pipeline(config, source, mesh)
   check_writable(workdir)
 
   abstract_state = sharding.abstract_state(mesh, functools.partial(init_state, config))
+  memory = mesh.local_devices[0].memory_stats() or {}
+  sharding.check_memory(abstract_state, memory.get("bytes_limit"))
   folder = checkpoint.latest(workdir)
   if folder is None:
     checkpoint.check_start(config, abstract_state)
@@ -110,18 +113,23 @@ def run(run: Run) -> TrainState:
     watching = [stack.enter_context(contextlib.closing(hook)) for hook in make_hooks(run)]
     writer = stack.enter_context(
       checkpoint.Writer(run.workdir, config.checkpoint.keep, config.checkpoint.keep_every))
-    interval = hooks.Interval(config.train.batch_size)
+    chip = CHIPS.get(jax.devices()[0].device_kind)
+    interval = hooks.Interval(config.train.batch_size,
+                              jax.device_count() / (chip.devices if chip else 1),
+                              chip.flops if chip else None)
+    flops = flops_by_crops(config, sharding.data_shards(run.mesh))
     skipped = SkippedSteps(config.train.max_skipped_steps)
     clock = time.perf_counter
 
-    born = clock()
+    born, stopped = clock(), 0
     state = first_state(run)
     (batch, position), run.first = run.first, None
     for step in range(run.start + 1, last + 1):
+      sides = tuple(batch[name].shape[2] for name in ("global_crops", "local_crops"))
       state, metrics = run.train_step(state, batch)
       began = clock()
       following = fetch(run.pipeline, run.mesh) if step < last else (None, None)
-      interval.add(metrics, waited=clock() - began)
+      interval.add(metrics, waited=clock() - began, flops=flops[sides])
       skipped(step, metrics)
       if step == run.start + 1:
         jax.block_until_ready(metrics)
@@ -132,7 +140,12 @@ def run(run: Run) -> TrainState:
       began = clock()
       for hook in watching:
         hook(step, state, values)
-      ending = step == last or stop.requested
+      # Processes must not part: with several, a signal waits for a step at which all ask for it.
+      if jax.process_count() == 1:
+        stopped = stop.number
+      elif step % config.log_every == 0:
+        stopped = processes.greatest(stop.number)
+      ending = step == last or stopped
       if step % config.checkpoint.every == 0 or ending:
         writer.save(step, state, position, config)
       if ending:
@@ -142,8 +155,8 @@ def run(run: Run) -> TrainState:
     skipped.close()
   done = int(state.step)
   if done < last:
-    log.info("stopped by %s after step %d; the same command goes on from there", stop.requested,
-             done)
+    log.info("stopped by %s after step %d; the same command goes on from there",
+             signal.Signals(stopped).name, done)
   else:
     log.info("%s has its %d steps", run.workdir, done)
   return state
@@ -171,12 +184,11 @@ def first_state(run: Run) -> TrainState:
 
 def fetch(pipeline: Pipeline, mesh: Mesh) -> tuple[Batch, Any]:
   """The next batch, on its way to the devices, and the pipeline's position after it."""
-  place = functools.partial(jax.make_array_from_process_local_data, sharding.batch_sharding(mesh))
-  return {name: place(x) for name, x in next(pipeline).items()}, pipeline.get_state()
+  return sharding.place_batch(next(pipeline), mesh), pipeline.get_state()
 
 
-def open_pipeline(config: ConfigDict, source: Source, shards: int) -> Pipeline:
-  """The stream of batches that the config describes, for a batch in `shards` parts."""
+def open_pipeline(config: ConfigDict, source: Source, mesh: Mesh) -> Pipeline:
+  """The stream of batches that the config describes, of them this process's share."""
   crops, masks = config.crops, config.masks
   shared = ("locals", "global_scale", "local_scale", "horizontal_flip", "share_color_jitter",
             "locals_from_globals", "gram_distortions")
@@ -184,11 +196,11 @@ def open_pipeline(config: ConfigDict, source: Source, shards: int) -> Pipeline:
     MultiCrop(*sizes, patch_size=config.model.patch_size, **{key: crops[key] for key in shared})
     for sizes in zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes)]
   return make_pipeline(
-    source, multi_crops, crops.size_weights, config.train.batch_size, shards=shards,
+    source, multi_crops, crops.size_weights, config.train.batch_size,
+    shards=sharding.data_shards(mesh), local_shards=sharding.local_shards(mesh),
     seed=config.seed, workers=config.data.workers, mask_probability=masks.probability,
     mask_ratio=masks.ratio, mask_circular_shift=masks.circular_shift,
-    max_damaged=config.data.max_damaged, process_index=jax.process_index(),
-    process_count=jax.process_count())
+    max_damaged=config.data.max_damaged)
 
 
 def make_hooks(run: Run) -> list[hooks.Hook]:
@@ -290,18 +302,18 @@ class SkippedSteps:
 class StopSignals:
   """Lets Ctrl-C and SIGTERM end training after the step; the same signal again kills at once.
 
-  `requested` is the name of the signal, or None.
+  `number` is that of the signal, 0 without one.
   """
 
   def __enter__(self):
-    self.requested, self._former = None, {}
+    self.number, self._former = 0, {}
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGINT, signal.SIGTERM):
         self._former[number] = signal.signal(number, self._handle)
     return self
 
   def _handle(self, number, frame):
-    self.requested = signal.Signals(number).name
+    self.number = number
     signal.signal(number, signal.SIG_DFL)
     os.write(2, b"\nstopping after this step; once more to stop at once, without saving\n")
 
