@@ -33,6 +33,6 @@ def get_config() -> ConfigDict:
   config.optim.update(b2=0.99, clip=30.0, layerwise_decay=0.98, freeze_last_layer_steps=5000)
   config.crops.update(global_sizes=(256,), local_sizes=(112,), horizontal_flip=False)
   config.train.update(steps=1_000_000, batch_size=4096, remat="dots")
-  config.mesh.update(data=1, fsdp=-1)
+  config.mesh.update(data=-1, fsdp=64)
   config.checkpoint.update(every=1000, keep_every=50_000)
   return config

@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     local_sizes=(112, 112, 168, 224, 336),  # 168: 10 patches a side, the last 8 px are not read
     gram_sizes=(768, 1152, 1152, 1152, 1152),
     size_weights=(0.3, 0.3, 0.3, 0.05, 0.05))
+  config.koleo.group = 8  # all that a device has; the reference joins two for 16
   config.train.update(steps=30_000, batch_size=2048)
   config.checkpoint.every = 250
   return config

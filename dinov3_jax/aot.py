@@ -3,17 +3,18 @@
   python -m dinov3_jax.aot --config=configs/vit7b.py --topology=v5p:8x8x4
 
 and says what a chip would hold, compute and send in a step. Any setting can be changed, as in
-training; `--resolution=2` compiles one entry of the lists of crop sizes alone, `--json` prints an
-object for each. Needs `pip install libtpu`.
+training. `--resolution=2` compiles one entry of the lists of crop sizes alone, `--slices=2` is for
+two such topologies, `--json` prints an object for each resolution, `--hlo=FILE` keeps the program.
+Needs `pip install libtpu`.
 """
 
 import dataclasses
 import functools
 import json
 import os
-import re
 import sys
 import time
+from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -28,7 +29,7 @@ class Report:
   """A compiled step; memory in bytes and operations are of one device, as JAX counts them.
 
   Attributes:
-    devices, device_kind: of the topology.
+    chips, devices, device_kind: of the topology; a chip of TPU v7x is two devices.
     mesh: sizes by axis.
     crops: global, local and Gram sizes in pixels, the last 0 without.
     batch_size: images over all devices.
@@ -40,6 +41,7 @@ class Report:
     compile_seconds: lowering and compiling.
   """
 
+  chips: int
   devices: int
   device_kind: str
   mesh: dict[str, int]
@@ -67,13 +69,15 @@ class Report:
     return sum(self.sent.values()) / max(sum(self.least.values()), 1)
 
 
-def parse(argv: list[str]) -> tuple[ConfigDict, str, int | None, bool]:
-  """Settings, topology, resolution (None: all) and whether to print JSON."""
+def parse(argv: list[str]) -> flags.FlagValues:
+  """The command's flags: config, topology, slices, resolution (None: all), json, hlo."""
   values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=values)
-  topology = flags.DEFINE_string("topology", None, "As v5p:8x8x4.", flag_values=values)
-  resolution = flags.DEFINE_integer("resolution", None, "One alone.", 0, flag_values=values)
-  as_json = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=values)
+  config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=values)
+  flags.DEFINE_string("topology", None, "As v5p:8x8x4.", flag_values=values)
+  flags.DEFINE_integer("slices", 1, "How many of them.", 1, flag_values=values)
+  flags.DEFINE_integer("resolution", None, "One alone.", 0, flag_values=values)
+  flags.DEFINE_bool("json", False, "Print JSON.", flag_values=values)
+  flags.DEFINE_string("hlo", None, "A file for the compiled program.", flag_values=values)
   paths = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
   if paths:
     check_overrides(load_config(paths[-1]), argv)
@@ -81,30 +85,38 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str, int | None, bool]:
     rest = values(argv)[1:]
   except (flags.Error, TypeError, ValueError) as error:
     raise UsageError(str(error).splitlines()[0]) from error
-  if rest or not config.value or not topology.value:
+  if rest or not values.config or not values.topology:
     raise UsageError("usage: python -m dinov3_jax.aot --config=configs/vit7b.py "
-                     "--topology=v5p:8x8x4 [--resolution=N] [--json] [--config.KEY=VALUE ...]")
-  if resolution.value is not None and resolution.value >= len(config.value.crops.global_sizes):
-    raise UsageError(f"there is no resolution {resolution.value}: the config has "
-                     f"{len(config.value.crops.global_sizes)}, from 0 on")
-  return config.value, topology.value, resolution.value, as_json.value
+                     "--topology=v5p:8x8x4 [--slices=N] [--resolution=N] [--json] [--hlo=FILE] "
+                     "[--config.KEY=VALUE ...]")
+  count = len(values.config.crops.global_sizes)
+  if values.resolution is not None and values.resolution >= count:
+    raise UsageError(f"there is no resolution {values.resolution}: the config has {count}, "
+                     "from 0 on")
+  return values
 
 
-def topology_devices(name: str) -> list:
-  """The devices of a TPU topology.
+def topology_devices(name: str, slices: int = 1) -> list:
+  """The devices of a TPU topology, or of several alike that only a data centre's network joins.
 
   Raises:
     ValueError: libtpu is missing, or does not know the name.
   """
   from jax.experimental import topologies
+
+  from dinov3_jax.train import compiler
+  # On a v4 the two cores of a chip count as one device, as where it is let.
+  options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+  if slices > 1:
+    options["num_slices"] = slices
   try:
-    return list(topologies.get_topology_desc(name, "tpu").devices)
+    return list(topologies.get_topology_desc(name, "tpu", **options).devices)
   except Exception as error:
     if "libtpu" in str(error) and ("not found" in str(error) or "No module" in str(error)):
       raise ValueError("compiling for TPUs needs libtpu: pip install libtpu") from error
     raise ValueError(f"libtpu knows no topology {name!r}; it wants a generation and the chips "
                      "along each axis, such as v4:8x8x4, v5p:8x8x4, v6e:16x16 or tpu7x:4x4x8 "
-                     f"({reason(error)})") from error
+                     f"({compiler.reason(error)})") from error
 
 
 def compile_step(config: ConfigDict, devices: list, resolution: int = 0):
@@ -116,54 +128,42 @@ def compile_step(config: ConfigDict, devices: list, resolution: int = 0):
   """
   import jax
 
-  from dinov3_jax.train import loop, sharding
+  from dinov3_jax.train import compiler, loop, sharding
   from dinov3_jax.train.collectives import bytes_by_kind, collectives, least_bytes
   from dinov3_jax.train.flops import CHIPS, step_flops
 
   loop.check_settings(config)
   mesh = sharding.make_mesh(config, devices)
-  shards, kind = sharding.data_shards(mesh), devices[0].device_kind
+  kind = devices[0].device_kind
+  if kind not in CHIPS:
+    raise ValueError(f"no figures of {kind} are known: add them to CHIPS in train/flops.py")
+  chip, count = CHIPS[kind], len(devices)
   batch = sharding.abstract_batch(config, mesh, resolution)
   state = sharding.abstract_state(mesh, functools.partial(loop.init_state, config))
+  sharding.check_memory(state, chip.memory / chip.devices)
   began = time.perf_counter()
   lowered = loop.jit_step(config, mesh, state).lower(state, batch)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    raise ValueError(too_large(error)) from error
+    raise ValueError(compiler.explain(error)) from error
   seconds = time.perf_counter() - began
 
   memory = compiled.memory_analysis()
   outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
   peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + outputs
-  flops = step_flops(config, shards, resolution)
+  flops = step_flops(config, sharding.data_shards(mesh), resolution)
   crops = config.crops
   sizes = (crops.global_sizes, crops.local_sizes, crops.gram_sizes)
   return compiled, Report(
-    devices=len(devices), device_kind=kind, mesh=dict(mesh.shape),
+    chips=count // chip.devices, devices=count, device_kind=kind, mesh=dict(mesh.shape),
     crops=tuple(size[resolution] for size in sizes), batch_size=config.train.batch_size,
     arguments=memory.argument_size_in_bytes, temporaries=memory.temp_size_in_bytes, peak=peak,
-    memory=CHIPS[kind].memory, flops_full=flops.full / len(devices),
-    flops_executed=flops.executed / len(devices),
-    seconds_at_peak=flops.executed / len(devices) / CHIPS[kind].flops,
-    sent=bytes_by_kind(collectives(compiled.as_text(), len(devices))),
+    memory=chip.memory // chip.devices, flops_full=flops.full / count,
+    flops_executed=flops.executed / count,
+    seconds_at_peak=flops.executed / count * chip.devices / chip.flops,
+    sent=bytes_by_kind(collectives(compiled.as_text(), count)),
     least=least_bytes(config, state.student, mesh), compile_seconds=seconds)
-
-
-def too_large(error: Exception) -> str:
-  """What the compiler says of a program beyond the memory, in one line."""
-  if "RESOURCE_EXHAUSTED" not in str(error):
-    return f"the compiler refuses the step: {reason(error)}"
-  numbers = re.search(r"\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)", str(error))
-  what = (f"it takes {numbers[1]}iB beside its arguments, of {numbers[2]}iB" if numbers
-          else reason(error))
-  return (f"the step does not fit into a device's memory: {what}; take more devices for "
-          "mesh.fsdp, train.remat='full', more train.prototype_chunks, or a smaller batch")
-
-
-def reason(error: Exception) -> str:
-  """The first line of an error, without the code it starts with."""
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def describe(r: Report) -> str:
@@ -171,7 +171,7 @@ def describe(r: Report) -> str:
   giga = lambda size: f"{size / 2**30:.2f} GiB"
   mesh = " ".join(f"{axis}={size}" for axis, size in r.mesh.items())
   lines = [
-    f"{r.devices} x {r.device_kind}, mesh {mesh}",
+    f"{r.chips} x {r.device_kind}, {r.devices} devices, mesh {mesh}; of each device:",
     f"crops {r.crops[0]} and {r.crops[1]} px" + (f", Gram {r.crops[2]} px" if r.crops[2] else "")
     + f"; {r.batch_size} images a step, {r.batch_size / r.devices:g} a device",
     f"  arguments    {giga(r.arguments)}",
@@ -194,23 +194,27 @@ def main() -> int:
     print(__doc__)
     return 0
   try:
-    config, topology, resolution, as_json = parse(sys.argv)
+    values = parse(sys.argv)
   except UsageError as error:
     return fail(error, 2)
   # No TPU is opened: no question to the cloud's metadata, and no lock for one process alone.
-  for name, value in dict(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1",
-                          ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_STDERR_LOG_LEVEL="3").items():
+  for name, value in dict(
+      JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+      TPU_ACCELERATOR_TYPE="v5p-8", TPU_WORKER_HOSTNAMES="localhost", TPU_STDERR_LOG_LEVEL="3"
+  ).items():
     os.environ.setdefault(name, value)
-  sizes = config.crops
-  sizes = list(zip(sizes.global_sizes, sizes.local_sizes, sizes.gram_sizes))
-  chosen = range(len(sizes)) if resolution is None else [resolution]
+  crops = values.config.crops
+  sizes = list(zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes))
+  chosen = range(len(sizes)) if values.resolution is None else [values.resolution]
   try:
-    devices = topology_devices(topology)
+    devices = topology_devices(values.topology, values.slices)
     for i in chosen:
-      if sizes.index(sizes[i]) == i:
-        report = compile_step(config, devices, i)[1]
-        print(json.dumps(dataclasses.asdict(report)) if as_json else describe(report), flush=True)
-  except ValueError as error:
+      compiled, report = compile_step(values.config, devices, i)
+      if values.hlo:
+        Path(values.hlo).write_text(compiled.as_text())
+      shown = json.dumps(dataclasses.asdict(report)) if values.json else describe(report)
+      print(shown, flush=True)
+  except (ValueError, OSError) as error:
     return fail(error)
   return 0
 

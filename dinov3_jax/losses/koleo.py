@@ -26,7 +26,8 @@ def koleo_loss(features: Array, group: int, topk: int = 1, eps: float = 1e-8) ->
   """
   rows = features.shape[-2]
   if rows % group:
-    raise ValueError(f"KoLeo groups of {group} do not divide {rows} rows; change koleo.group.")
+    raise ValueError(f"KoLeo groups of {group} do not divide {rows} rows, a device's images: "
+                     "set koleo.group to a divisor of their number")
   if not 1 <= topk < group:
     raise ValueError(f"KoLeo needs 1 <= topk < group, got topk={topk} and group={group}.")
   x = features.astype(jnp.float32)

@@ -7,19 +7,18 @@ vectors, the cross-entropy a few sums, and its gradient needs no more than these
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dinov3_jax.losses.sinkhorn import sinkhorn_log_scales
+from dinov3_jax.losses.sinkhorn import log_share, log_sum, sinkhorn_log_scales
 
 
 def sinkhorn_scales_from_bottleneck(
     bottleneck: Array, kernel: Array, temperature: float | Array, iterations: int = 3,
-    chunks: int = 1, shards: int = 1) -> tuple[Array, Array]:
+    chunks: int = 1, shards: int = 1, axes: tuple[str, ...] = ()) -> tuple[Array, Array]:
   """`sinkhorn_log_scales` of the logits `bottleneck @ kernel`.
 
   Products run in the bottleneck's dtype and accumulate in float32, one for each iteration.
@@ -31,30 +30,31 @@ def sinkhorn_scales_from_bottleneck(
     iterations: at least 1.
     chunks: parts of K to go through one after the other; 1 holds all [N, K] logits at once.
     shards: devices over which K is sharded; each chunk takes an equal part from every one.
+    axes: of the mesh over which samples are spread, see `sinkhorn_log_scales`.
 
   Returns:
     `log_prototype_scale` [K] and `log_sample_scale` [N], float32, without gradient.
   """
-  bottleneck, kernel = jax.lax.stop_gradient((bottleneck, kernel))
+  bottleneck, kernel, temperature = jax.lax.stop_gradient((bottleneck, kernel, temperature))
   if chunks == 1:
-    return sinkhorn_log_scales(_logits(bottleneck, kernel), temperature, iterations)
+    return sinkhorn_log_scales(_logits(bottleneck, kernel), temperature, iterations, axes)
   if iterations < 1:
     raise ValueError(f"Sinkhorn needs at least one iteration, got {iterations}.")
   _check_chunks(kernel, chunks, shards)
   take = functools.partial(_take, kernel, chunks=chunks, shards=shards)
-  log_share = math.log(bottleneck.shape[0] / kernel.shape[1])
+  share = log_share(bottleneck.shape[0], kernel.shape[1], axes)
 
   def first(carry, i):
     row_max, row_sum = carry
     z = _logits(bottleneck, take(i)) / temperature
-    u = log_share - jax.nn.logsumexp(z, axis=0)
+    u = share - log_sum(z, axes)
     return _add_exp(z + u, row_max, row_sum), u
 
   def again(v, row_sum, inputs):
     i, u = inputs
     assignment = jnp.exp(_logits(bottleneck, take(i)) / temperature + u + v[:, None])
     # As in the plain version, no sum can vanish from here on.
-    log_scale = log_share - jnp.log(assignment.sum(axis=0))
+    log_scale = share - jnp.log(jax.lax.psum(assignment.sum(axis=0), axes))
     return row_sum + jnp.sum(assignment * jnp.exp(log_scale), axis=1), u + log_scale
 
   nothing = jnp.zeros(len(bottleneck))

@@ -7,11 +7,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import PartitionSpec as P
 
+from dinov3_jax.models.partition import shard_keys
 from dinov3_jax.models.rope import rotate
 
 # The reference's "truncated" normal cuts at an absolute 2, a hundred deviations out.
 init = nnx.initializers.normal(0.02)
+
+LONG = 1024  # tokens from which on attention's scores are the largest arrays of a block
 
 
 def linear(in_features: int, out_features: int, bias: bool, *, rngs: nnx.Rngs) -> nnx.Linear:
@@ -101,7 +106,8 @@ class Attention(nnx.Module):
       bias = self.qkv.bias[...]
       qkv += bias.at[1].set(0) if self.mask_k_bias else bias
     q, k, v = jnp.moveaxis(qkv.reshape(b, t, 3, self.num_heads, -1), 2, 0)
-    y = attention(*(a.astype(x.dtype) for a in (rotate(q, *rope), rotate(k, *rope), v)))
+    attend = attention if t < LONG else long_attention
+    y = attend(*(a.astype(x.dtype) for a in (rotate(q, *rope), rotate(k, *rope), v)))
     return self.proj(y.reshape(b, t, d))
 
 
@@ -123,6 +129,46 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   x = jnp.einsum("bhts,bhsd->bhtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
   x /= weights.sum(-1, keepdims=True)
   return x.astype(v.dtype).swapaxes(1, 2)
+
+
+def long_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """`attention` of many tokens: in training on several TPUs, a kernel that keeps no scores.
+
+  Elsewhere, it is `attention`; a kernel has no place where the compiler spreads an array.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.manual_axes:
+    return attention(q, k, v)
+  heads = P(None, None, "tensor")
+  flash = jax.shard_map(flash_attention, in_specs=heads, out_specs=heads, axis_names={"tensor"},
+                        check_vma=False)
+  return jax.lax.platform_dependent(q, k, v, tpu=flash, default=attention)
+
+
+def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool = False) -> jax.Array:
+  """`attention` by JAX's own Pallas kernel for TPUs, block by block (FlashAttention).
+
+  Args:
+    q, k, v: [B, T, heads, d].
+    interpret: run it on any device, slowly.
+
+  Returns:
+    [B, T, heads, d].
+  """
+  tokens, heads, width = q.shape[1:]
+  block = min(range(768, 256, -128), key=lambda block: -tokens % block)
+  padding = -tokens % block
+  q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padding), (0, 0)))
+             for x in (q * width ** -0.5, k, v))
+  mask = splash_attention.MultiHeadMask(
+      [splash_attention.FullMask((tokens + padding,) * 2) for _ in range(heads)])
+  sizes = splash_attention.BlockSizes(
+      **{f"block_{name}": block for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")})
+  kernel = splash_attention.make_splash_mha(
+      mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+  is_padding = (jnp.arange(tokens + padding) >= tokens).astype(jnp.int32)
+  segments = splash_attention.SegmentIds(is_padding, is_padding)  # one does not see the other
+  return jax.vmap(kernel, (0, 0, 0, None))(q, k, v, segments)[:, :, :tokens].swapaxes(1, 2)
 
 
 def inference_dot(lhs: jax.Array, rhs: jax.Array, dimensions, precision=None, **options
@@ -209,7 +255,7 @@ def residual(x: jax.Array, branch: Callable[[jax.Array], jax.Array], rate: float
   b = x.shape[0] // shards
   keep = max(int(b * (1 - rate)), 1)
   split = x.reshape(shards, b, *x.shape[1:])
-  rows = jax.vmap(lambda k: jax.random.permutation(k, b)[:keep])(jax.random.split(key, shards))
+  rows = jax.vmap(lambda k: jax.random.permutation(k, b)[:keep])(shard_keys(key, shards))
   unique = dict(unique_indices=True, mode="promise_in_bounds")
   kept = jax.vmap(lambda x, i: x.at[i].get(**unique))(split, rows)
   update = branch(kept.reshape(-1, *x.shape[1:])).reshape(kept.shape) * (b / keep)

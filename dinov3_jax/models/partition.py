@@ -3,14 +3,14 @@
 Axes: `fsdp` (parameters cut up, gathered when a block needs them) and `tensor` (a block's matrices
 cut up, each device computing its part). A batch is cut over `data` and `fsdp`.
 
-`rows` and `whole` tell the compiler how arrays lie in the middle of a program, on the mesh of the
-context (`jax.sharding.use_abstract_mesh`). Without one they move nothing: a network need not know
-whether it is spread out.
+A training step runs under `jax.shard_map` over these two: whatever is done for a shard of the batch
+stays on its device, and `whole` alone moves parameters. `tensor` is left to the compiler.
 """
 
 import functools
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,9 +34,10 @@ RULES = (
     (r"(patch_embed|downsample/\d/conv)/kernel$", P(None, None, None, "fsdp")),
     (r"((patch_embed|downsample/\d/conv)/bias|cls_token|storage_tokens|mask_token)$", P()),
     (r"(norm|cls_norm|local_cls_norm)/(scale|bias)$", P()),
-    (r"head/mlp/\d+/kernel$", P("fsdp", "tensor")),
+    (r"head/mlp/\d*[02468]/kernel$", P("fsdp", "tensor")),
+    (r"head/mlp/\d*[13579]/kernel$", P("tensor", "fsdp")),
     (r"head/mlp/\d+/bias$", P()),
-    (r"head/last_layer/kernel$", P(None, ("tensor", "fsdp"))),
+    (r"head/last_layer/kernel$", P(None, ("fsdp", "tensor"))),
 )
 
 
@@ -74,64 +75,79 @@ def param_sharding(mesh: Mesh, params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(place, params)
 
 
-def rows(x: jax.Array) -> jax.Array:
-  """`x`, its first axis over the data shards and the others whole, where the shards divide it."""
-  mesh = _mesh()
-  if mesh is None or len(x) % math.prod(mesh.shape[axis] for axis in DATA_AXES):
-    return x
-  return jax.lax.with_sharding_constraint(x, P(DATA_AXES))
+def whole(params: Any, layout: Any, dtype: jnp.dtype) -> Any:
+  """Parameters as a computation takes them: in its dtype, and none of them cut over `fsdp`.
 
-
-def whole(params: Any, prefix: str, dtype: jnp.dtype) -> Any:
-  """Parameters as a computation takes them: in its dtype, and gathered over `fsdp`.
-
-  They travel in that dtype. Their gradients are summed over the data shards in float32, straight
-  into the part that each device keeps. Stacked blocks stay as they are, for `whole_block`.
+  For use inside `jax.shard_map` over `DATA_AXES`. They are gathered in that dtype; the way back
+  takes the mean of the shards' gradients in float32, straight into the part that each device keeps.
 
   Args:
-    params: a tree of dicts.
-    prefix: what stands before their names in `RULES`.
+    params: a tree of arrays.
+    layout: their `PartitionSpec`s, a tree alike; None where nothing is spread out.
     dtype: of the computation.
   """
-  mesh = _mesh()
-
-  def place(path, x):
-    name = f"{prefix}/{path_name(path)}"
-    if "/blocks/" in name:
-      return x
-    return x.astype(dtype) if mesh is None else _gather(spec_of(name, x.shape, mesh), dtype, x)
-
-  return jax.tree_util.tree_map_with_path(place, params)
+  if layout is None:
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+  return jax.tree.map(lambda x, spec: _gather(spec, jnp.dtype(dtype), x), params, layout)
 
 
-def whole_block(params: Any, dtype: jnp.dtype) -> Any:
-  """`whole` for the parameters of one of the stacked blocks."""
-  mesh = _mesh()
-
-  def place(path, x):
-    if mesh is None:
-      return x.astype(dtype)
-    spec = spec_of(f"blocks/{path_name(path)}", (1, *x.shape), mesh)
-    return _gather(P(*spec[1:]), dtype, x)
-
-  return jax.tree_util.tree_map_with_path(place, params)
+def shard_keys(key: jax.Array, shards: int) -> jax.Array:
+  """A random key for each of this device's data shards, different on every device."""
+  axes = [axis for axis in DATA_AXES if axis in jax.sharding.get_abstract_mesh().manual_axes]
+  first = jax.lax.axis_index(axes) * shards if axes else 0
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(shards))
 
 
-def _mesh():
-  """The mesh of the context, None if there is no other device."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return None if mesh.empty or mesh.size == 1 else mesh
+def local_spec(spec: P) -> P:
+  """Of a layout, what `jax.shard_map` over `DATA_AXES` should know."""
+  return P(*(tuple(a for a in axes if a in DATA_AXES) or None for axes in map(_axes, spec)))
+
+
+def _axes(entry: Any) -> tuple[str, ...]:
+  return (entry,) if isinstance(entry, str) else entry or ()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _gather(spec: P, dtype: jnp.dtype, x: jax.Array) -> jax.Array:
-  keep = lambda axes: tuple(a for a in ([axes] if isinstance(axes, str) else axes or ())
-                            if a != "fsdp") or None
-  x = jax.lax.with_sharding_constraint(x.astype(dtype), spec)
-  return jax.lax.with_sharding_constraint(x, P(*map(keep, spec)))
+  axis = _fsdp_axis(spec)
+
+  def gather(x):
+    x = x.astype(dtype)
+    return x if axis is None else jax.lax.all_gather(x, "fsdp", axis=axis, tiled=True)
+
+  return _of_tensor_part(gather, spec)(x)
 
 
-# The constraint's own transpose would sum gradients into whole copies.
-_gather.defvjp(
-  lambda spec, dtype, x: (_gather(spec, dtype, x), None),
-  lambda spec, dtype, _, g: (jax.lax.with_sharding_constraint(g.astype(jnp.float32), spec),))
+def _mean(spec: P, dtype: jnp.dtype, _, g: jax.Array) -> tuple[jax.Array]:
+  axis = _fsdp_axis(spec)
+  names = ("data",) if axis is not None else DATA_AXES
+
+  def mean(g):
+    g = g.astype(jnp.float32)
+    if axis is not None:
+      g = jax.lax.psum_scatter(g, "fsdp", scatter_dimension=axis, tiled=True)
+      g /= jax.lax.axis_size("fsdp")
+    return jax.lax.pmean(g, [name for name in names if jax.lax.axis_size(name) > 1])
+
+  return (_of_tensor_part(mean, spec)(g),)
+
+
+_gather.defvjp(lambda spec, dtype, x: (_gather(spec, dtype, x), None), _mean)
+
+
+def _fsdp_axis(spec: P) -> int | None:
+  """Which axis of an array is cut over several `fsdp` devices."""
+  cut = (i for i, axes in enumerate(spec) if "fsdp" in _axes(axes))
+  return next(cut, None) if jax.lax.axis_size("fsdp") > 1 else None
+
+
+def _of_tensor_part(f: Callable[[jax.Array], jax.Array], spec: P
+                    ) -> Callable[[jax.Array], jax.Array]:
+  """`f` on each device's part over `tensor`: left to the compiler, it would be put together first.
+
+  Prototypes, cut over both axes, come out in another order, the same in student and teacher.
+  """
+  cut = P(*("tensor" if "tensor" in _axes(axes) else None for axes in spec))
+  if jax.sharding.get_abstract_mesh().shape["tensor"] == 1:
+    return f
+  return jax.shard_map(f, in_specs=cut, out_specs=cut, axis_names={"tensor"}, check_vma=False)

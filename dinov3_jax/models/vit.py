@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from dinov3_jax.models import partition
 from dinov3_jax.models.layers import Block, ConvStem, PatchEmbed, inference_dot, init, make_norm
@@ -126,7 +127,8 @@ class VisionTransformer(nnx.Module):
 
   def forward_crops(self, global_crops: jax.Array, local_crops: jax.Array | None = None,
                     masks: jax.Array | None = None, *, key: jax.Array | None = None,
-                    shards: int = 1, remat: str = "none") -> tuple[dict, dict | None]:
+                    shards: int = 1, remat: str = "none", layout: dict | None = None
+                    ) -> tuple[dict, dict | None]:
     """The training forward: all crops go through each block together.
 
     Args:
@@ -135,6 +137,7 @@ class VisionTransformer(nnx.Module):
       key: draws stochastic depth and the augmentation of RoPE; None turns both off.
       shards: data shards of the batch axis, each with its own rows for stochastic depth.
       remat: which intermediate values are recomputed in the backward pass; a key of `REMAT`.
+      layout: how the stacked blocks' parameters are spread out, see `partition.whole`.
 
     Returns:
       The dicts of `__call__` for global and local crops (None without). Local crops' CLS and
@@ -143,7 +146,7 @@ class VisionTransformer(nnx.Module):
     crops = [global_crops] if local_crops is None else [global_crops, local_crops]
     tokens = [self._embed(c, m) for c, m in zip(crops, [masks, None])]
     sizes = [crop.shape[1:3] for crop in crops]
-    tokens = self._blocks(tokens, sizes, key=key, shards=shards, remat=remat)
+    tokens = self._blocks(tokens, sizes, key=key, shards=shards, remat=remat, layout=layout)
     outputs = [self._split(self._final_norm(x, norm))
                for x, norm in zip(tokens, [self.cls_norm, self.local_cls_norm or self.cls_norm])]
     return outputs[0], outputs[1] if len(outputs) > 1 else None
@@ -171,19 +174,19 @@ class VisionTransformer(nnx.Module):
     prefix = [jnp.broadcast_to(t.astype(x.dtype), (x.shape[0], *t.shape[1:])) for t in prefix]
     return jnp.concatenate([*prefix, x], axis=1)
 
-  def _blocks(self, crops, sizes, *, key=None, shards=1, remat="none"):
+  def _blocks(self, crops, sizes, *, key=None, shards=1, remat="none", layout=None):
     """Runs every block over every crop kind."""
     grids = [[side // self.patch_size for side in size] for size in sizes]
     graphdef, params = nnx.split(self.blocks)
     params = nnx.to_pure_dict(params)
     if remat not in REMAT:
       raise ValueError(f"train.remat must be one of {', '.join(REMAT)}, not {remat!r}")
+    layout = layout and jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), layout)
     still = [self.rope.tables(*grid) for grid in grids] if key is None else None
 
     def body(crops, layer):
       params, key = layer
-      block = nnx.merge(graphdef, partition.whole_block(params, crops[0].dtype))
-      crops = [partition.rows(x) for x in crops]
+      block = nnx.merge(graphdef, partition.whole(params, layout, crops[0].dtype))
       if key is None:
         crops = [block(x, rope) for x, rope in zip(crops, still)]
       else:
@@ -208,9 +211,9 @@ class VisionTransformer(nnx.Module):
     def body(carry, layer):
       x, kept = carry
       params, slot = layer
-      block = nnx.merge(graphdef, partition.whole_block(params, x.dtype))
+      block = nnx.merge(graphdef, partition.whole(params, None, x.dtype))
       block.set_attributes(dot_general=inference_dot)
-      x = block(partition.rows(x), rope)
+      x = block(x, rope)
       return (x, kept.at[slot].set(x) if chosen else kept), None
 
     # Every block writes where the next chosen one will, which comes last and stays.

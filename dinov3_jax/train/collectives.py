@@ -141,12 +141,22 @@ def _times(computations: dict[str, list[_Instruction]], entry: str) -> dict[str,
   def visit(name: str, count: int):
     times[name] += count
     for i in computations[name]:
-      rounds = re.search(r'known_trip_count\W+n\W+(\d+)', i.arguments)
+      rounds = _rounds(i, computations) if i.opcode == "while" else 1
       for called in calls(i):
-        visit(called, count * (int(rounds[1]) if i.opcode == "while" and rounds else 1))
+        visit(called, count * rounds)
 
   visit(entry, 1)
   return times
+
+
+def _rounds(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
+  """How often the body of a `while` runs: said in so many words, or else by its condition, for the
+  loops of `jax.lax.scan` count from 0."""
+  if known := re.search(r"known_trip_count\W+n\W+(\d+)", loop.arguments):
+    return int(known[1])
+  condition = computations[re.search(r"condition=%?([\w.\-]+)", loop.arguments)[1]]
+  constants = [re.match(r"(\d+)\)", i.arguments) for i in condition if i.opcode == "constant"]
+  return int(constants[0][1]) if len(constants) == 1 and constants[0] else 1
 
 
 def _group(attributes: str, devices: int) -> int:

@@ -5,6 +5,8 @@ and when it is compiled ahead of time. All but the last of each platform are abo
 parameters of the next block are on their way, and gradients of the last, while this one computes.
 """
 
+import re
+
 OPTIONS = {
   "tpu": {},
   "gpu": {
@@ -23,3 +25,26 @@ OPTIONS = {
 def options(platform: str) -> dict[str, str | bool]:
   """The options of `jax.jit` for a platform as JAX names it; none for those not listed."""
   return dict(OPTIONS.get(platform, {}))
+
+
+def is_too_large(error: Exception) -> bool:
+  """Whether a device's memory does not suffice."""
+  return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def explain(error: Exception) -> str:
+  """What the compiler or a device says against a step, in one line."""
+  if not is_too_large(error):
+    return f"the compiler refuses the step: {reason(error)}"
+  size = r"\(([\d.]+)([KMGT])\)"
+  numbers = re.search(f"{size} exceeds available HBM {size}", str(error))
+  what = reason(error)
+  if numbers:
+    what = "beside its arguments it takes {} {}iB, of {} {}iB".format(*numbers.groups())
+  return (f"the step does not fit into a device's memory: {what}; take more devices for "
+          "mesh.fsdp, train.remat='full', more train.prototype_chunks, or a smaller batch")
+
+
+def reason(error: Exception) -> str:
+  """The first line of an error."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

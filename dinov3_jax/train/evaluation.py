@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from dinov3_jax.data.crops import center_crop
 from dinov3_jax.data.sources import DamagedImage, Source
 from dinov3_jax.evals import pca
 from dinov3_jax.evals.knn import knn_accuracy
-from dinov3_jax.train.objective import normalise
-from dinov3_jax.train.sharding import batch_sharding, data_shards
+from dinov3_jax.models.partition import DATA_AXES, local_spec
+from dinov3_jax.train.objective import merge, normalise
+from dinov3_jax.train.sharding import batch_sharding, data_shards, on_shards, param_specs
 from dinov3_jax.train.state import Params, TrainState, abstract_modules
 
 log = logging.getLogger(__name__)
@@ -120,13 +121,18 @@ class Evaluation:
 
 def _make_tokens(config, mesh: Mesh):
   """The jitted forward of a backbone: images uint8 [B, S, S, 3] to float32 `cls` and `patches`."""
-  graph = abstract_modules(config)[0]["backbone"]
+  graphs, shapes = abstract_modules(config)
+  layout = param_specs(mesh, shapes["backbone"]) if mesh.size > 1 else None
   dtype = jnp.dtype(config.train.dtype)
   crops = config.crops
 
   def tokens(backbone: Params, images: jax.Array) -> dict[str, jax.Array]:
-    model = nnx.merge(graph, jax.tree.map(lambda p: p.astype(dtype), backbone))
-    out = model(normalise(images[:, None], crops.mean, crops.std, dtype))
+    images = normalise(images[:, None], crops.mean, crops.std, dtype)
+    model = merge(graphs["backbone"], backbone, layout, dtype)
+    out, _ = model.forward_crops(images, layout=layout and layout["blocks"])
     return {name: out[name].astype(jnp.float32) for name in ("cls", "patches")}
 
-  return jax.jit(tokens, out_shardings=NamedSharding(mesh, PartitionSpec()))
+  if layout:
+    tokens = on_shards(tokens, mesh, (jax.tree.map(local_spec, layout), P(DATA_AXES)),
+                       P(DATA_AXES))
+  return jax.jit(tokens, out_shardings=NamedSharding(mesh, P()))

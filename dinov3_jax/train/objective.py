@@ -38,41 +38,66 @@ def gather_masked(patches: jax.Array, indices: jax.Array) -> jax.Array:
   shards, width = indices.shape[0], patches.shape[-1]
   own = patches.reshape(shards, -1, width)
   take = lambda x, i: x.at[i].get(mode="promise_in_bounds")
-  return partition.rows(jax.vmap(take)(own, indices).reshape(-1, width))
+  return jax.vmap(take)(own, indices).reshape(-1, width)
 
 
-def make_objective(config, graphs: dict[str, nnx.GraphDef]) -> Callable:
+def merge(graph: nnx.GraphDef, params: dict, layout: dict | None, dtype: jnp.dtype) -> nnx.Module:
+  """The network of these parameters, all of them whole but stacked blocks (see `partition.whole`).
+
+  Its blocks become whole one by one, when their turn comes, if `forward_crops` is told their
+  layout.
+  """
+  parts = {name: part if name == "blocks" else
+           partition.whole(part, layout and layout[name], dtype)
+           for name, part in params.items()}
+  return nnx.merge(graph, parts)
+
+
+def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None = None,
+                   prototype_shards: int = 1) -> Callable:
   """`objective(student, teacher, gram_teacher, batch, values, key) -> (total, metrics)`.
 
   `values` holds this step's schedules and `key` the student's randomness. Gradients flow to the
   student alone; parameters and images are cast to the computation's dtype, losses are float32.
+
+  With a `layout`, the parameters' `PartitionSpec`s, it runs under `jax.shard_map` over
+  `partition.DATA_AXES`. Its batch and losses are then those of one shard (the losses of all are
+  their mean) but for Sinkhorn, which sees all samples; the gradients are already averaged. The
+  prototypes are cut into `prototype_shards` by what the compiler does.
   """
   dtype = jnp.dtype(config.train.dtype)
   crops, gram, chunks = config.crops, config.gram, config.train.prototype_chunks
   global_pairs = 2 if config.dino.ignore_diagonal else 4
   local_pairs = 2 * crops.locals
   global_share = global_pairs / (global_pairs + local_pairs)
+  over = dict(chunks=chunks, shards=prototype_shards)
+  sample_axes = () if layout is None else partition.DATA_AXES
 
-  def merge(params, name):
-    return nnx.merge(graphs[name], partition.whole(params[name], name, dtype))
+  def network(params, name):
+    return merge(graphs[name], params[name], layout and layout[name], dtype)
+
+  def forward(params, *crops, **options):
+    blocks = layout and layout["backbone"]["blocks"]
+    return network(params, "backbone").forward_crops(*crops, layout=blocks, **options)
 
   def cross_entropy(student, teacher, name, student_rows, teacher_rows, weights, temperature):
     """Student [B, S, D] against the targets of teacher [B, T, D]: [S, T], each summed over B."""
-    student, teacher = merge(student, name), merge(teacher, name)
+    student, teacher = network(student, name), network(teacher, name)
     kernel, teacher_kernel = (head.last_layer.kernel[...] for head in (student, teacher))
     teacher_rows = jax.lax.stop_gradient(teacher.bottleneck(teacher_rows))
     samples = teacher_rows.reshape(-1, teacher_rows.shape[-1])
-    u, v = sinkhorn_scales_from_bottleneck(samples, teacher_kernel, temperature, chunks=chunks)
+    u, v = sinkhorn_scales_from_bottleneck(samples, teacher_kernel, temperature, axes=sample_axes,
+        **over)
     return prototype_cross_entropy(
         student.bottleneck(student_rows), kernel, teacher_rows, teacher_kernel, u,
-        v.reshape(teacher_rows.shape[:2]), weights, temperature, chunks=chunks)
+        v.reshape(teacher_rows.shape[:2]), weights, temperature, **over)
 
   def gram_targets(gram_teacher, teacher_patches, batch, grid):
     """Patch features that the student's Gram matrix should match, [B * 2, N, D]."""
     if gram.teacher == "ema":
       return teacher_patches
     images = normalise(batch["gram_crops"], crops.mean, crops.std, dtype)
-    patches = merge(gram_teacher, "backbone").forward_crops(images)[0]["patches"]
+    patches = forward(gram_teacher, images)[0]["patches"]
     sides = [side // config.model.patch_size for side in images.shape[1:3]]
     patches = patches.reshape(len(patches), *sides, -1)
     return bicubic_downsample(patches, grid).reshape(len(patches), np.prod(grid), -1)
@@ -88,9 +113,9 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef]) -> Callable:
     per_image = lambda x: x.reshape(images, -1, x.shape[-1])
     temperature = values["teacher_temp"]
 
-    teacher_tokens, _ = merge(teacher, "backbone").forward_crops(global_crops)
-    tokens, local_tokens = merge(student, "backbone").forward_crops(
-        global_crops, local_crops, masks, key=key, shards=shards, remat=config.train.remat)
+    teacher_tokens, _ = forward(teacher, global_crops)
+    tokens, local_tokens = forward(student, global_crops, local_crops, masks, key=key,
+                                   shards=shards, remat=config.train.remat)
 
     global_cls = per_image(tokens["cls"])
     dino = cross_entropy(

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,8 +25,11 @@ RULES = (*partition.RULES, (r"^(step|.*count)$", P()))
 def make_mesh(config, devices: list[jax.Device] | None = None) -> Mesh:
   """The mesh ("data", "fsdp", "tensor") that `config.mesh` asks for; -1 takes what is left.
 
+  Slices of TPUs, which only a data centre's network joins, lie along `data`: it carries nothing but
+  sums of gradients.
+
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or do not fit the slices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = dict(config.mesh)
@@ -37,13 +41,44 @@ def make_mesh(config, devices: list[jax.Device] | None = None) -> Mesh:
     asked = " x ".join(f"{axis}={size}" for axis, size in dict(config.mesh).items())
     raise ValueError(f"the mesh {asked} does not match {len(devices)} devices: "
                      "set config.mesh so that its sizes multiply to that, or one of them to -1")
-  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices,
-                       axis_types=(AxisType.Auto,) * len(sizes))
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if sizes["data"] % slices:
+    raise ValueError(f"mesh.data={sizes['data']} is no multiple of the {slices} slices: parameters "
+                     "would have to cross the network between them; lower mesh.fsdp or mesh.tensor")
+  of_slice = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
+  split = dict(allow_split_physical_axes=True)  # 64 of a torus of 16 x 16 are 4 x 16
+  if slices == 1:
+    grid = mesh_utils.create_device_mesh(of_slice, devices, **split)
+  else:
+    grid = mesh_utils.create_hybrid_device_mesh(of_slice, (slices, 1, 1), devices, **split)
+  return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def data_shards(mesh: Mesh) -> int:
   """Into how many parts a batch is split."""
   return math.prod(mesh.shape[axis] for axis in DATA_AXES)
+
+
+def local_shards(mesh: Mesh) -> list[int]:
+  """The data shards that this process has devices of."""
+  here = [device.process_index == jax.process_index() for device in mesh.devices.flat]
+  return np.flatnonzero(np.reshape(here, (data_shards(mesh), -1)).any(axis=1)).tolist()
+
+
+def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """A batch on the devices, from what each process has of it: its `local_shards`, in order."""
+  local, layout = local_shards(mesh), batch_sharding(mesh)
+
+  def place(x):
+    rows = len(x) // len(local)
+
+    def part(index):
+      first = local.index((index[0].start or 0) // rows) * rows
+      return x[first:first + rows]
+
+    return jax.make_array_from_callback((rows * data_shards(mesh), *x.shape[1:]), layout, part)
+
+  return {name: place(x) for name, x in batch.items()}
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -57,11 +92,37 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
   return jax.tree_util.tree_map_with_path(place, state)
 
 
+def on_shards(f: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
+  """Runs `f` on every data shard for itself (`jax.shard_map` over `DATA_AXES`)."""
+  return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs,
+                       axis_names=set(DATA_AXES), check_vma=False)
+
+
+def param_specs(mesh: Mesh, params: Any) -> Any:
+  """The `PartitionSpec` of every parameter."""
+  return jax.tree.map(lambda x: x.spec, state_sharding(mesh, params))
+
+
 def abstract_state(mesh: Mesh, init: Callable[[], Any]) -> Any:
   """What `init` would return, as shapes with their layout."""
   shapes = jax.eval_shape(init)
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes,
                       state_sharding(mesh, shapes))
+
+
+def check_memory(state: Any, available: float | None):
+  """Raises a ValueError if a device's part of a state alone takes more than `available` bytes.
+
+  Args:
+    state: arrays, or shapes with their layout.
+    available: on one device; None if that is not known.
+  """
+  held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+             for x in jax.tree.leaves(state))
+  if available is not None and held > available:
+    raise ValueError(f"the training state takes {held / 2**30:.1f} GiB on each device, which has "
+                     f"{available / 2**30:.1f} GiB: spread it over more devices with "
+                     "config.mesh.fsdp=-1 and config.mesh.data=1")
 
 
 def abstract_batch(config, mesh: Mesh, resolution: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
@@ -93,15 +154,3 @@ def abstract_batch(config, mesh: Mesh, resolution: int = 0) -> dict[str, jax.Sha
     shapes["gram_crops"] = (images, 2, gram, gram, 3), np.uint8
   layout = batch_sharding(mesh)
   return {name: jax.ShapeDtypeStruct(*shape, sharding=layout) for name, shape in shapes.items()}
-
-
-def on_mesh(f: Callable, mesh: Mesh | None) -> Callable:
-  """`f` traced in the context of a mesh, which `models.partition` follows."""
-  if mesh is None:
-    return f
-
-  def wrapped(*args):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return f(*args)
-
-  return wrapped

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
+from dinov3_jax.models.partition import DATA_AXES, local_spec
 from dinov3_jax.train.objective import make_objective
 from dinov3_jax.train.optimizer import Params, module_norms
 from dinov3_jax.train.schedules import make_schedules
-from dinov3_jax.train.sharding import on_mesh
+from dinov3_jax.train.sharding import on_shards, param_specs
 from dinov3_jax.train.state import TrainState, abstract_modules, has_gram_teacher, optimizer_of
 
 Batch = dict[str, jax.Array]
@@ -40,14 +42,14 @@ def make_train_step(config, mesh: Mesh | None = None
                     ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The pure step `(state, batch) -> (state, metrics)`; jit it with a donated state.
 
-  On several devices it must know their mesh, or the compiler chooses where activations lie.
+  On several devices it must know their mesh, or the compiler chooses what to send where.
 
   Everything random in it follows from `config.seed` and `state.step`. A non-finite loss or gradient
   leaves parameters, moments, EMA and Gram teacher exactly as they were (`metrics["skipped"]` is 1);
   only the step goes on.
   """
   graphs, shapes = abstract_modules(config)
-  objective = make_objective(config, graphs)
+  gradients = make_gradients(config, graphs, shapes, mesh)
   optimizer = optimizer_of(config, shapes)
   schedules = make_schedules(config)
   gram = config.gram
@@ -59,9 +61,8 @@ def make_train_step(config, mesh: Mesh | None = None
       copied = copy_ema_if(state.step == gram.copy_ema_at, state.teacher, state.gram_teacher)
       state = state.replace(gram_teacher=copied)
 
-    loss_fn = lambda student: objective(student, state.teacher, state.gram_teacher, batch, values,
-                                        key)
-    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.student)
+    (loss, metrics), grads = gradients(state.student, state.teacher, state.gram_teacher, batch,
+                                       values, key)
     norms = module_norms(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
 
@@ -83,7 +84,30 @@ def make_train_step(config, mesh: Mesh | None = None
     return new.replace(step=state.step + 1), metrics
 
   has_gram_teacher(config)
-  return on_mesh(step, mesh)
+  return step
+
+
+def make_gradients(config, graphs: dict, shapes: Params, mesh: Mesh | None) -> Callable:
+  """`gradients(student, teacher, gram_teacher, batch, values, key) -> ((loss, metrics), grads)`.
+
+  On several devices every data shard computes for itself, on its part of the batch.
+  """
+  if mesh is None or mesh.size == 1:
+    return jax.value_and_grad(make_objective(config, graphs), has_aux=True)
+  layout = param_specs(mesh, shapes)
+  objective = make_objective(config, graphs, layout, mesh.shape["tensor"])
+  params = jax.tree.map(local_spec, layout)
+
+  def of_shard(student, *args):
+    value, grads = jax.value_and_grad(objective, has_aux=True)(student, *args)
+    return jax.lax.pmean(value, DATA_AXES), grads
+
+  def gradients(student, teacher, gram_teacher, *args):
+    gram = gram_teacher and {"backbone": params["backbone"]}
+    specs = (params, params, gram, P(DATA_AXES), P(), P())
+    return on_shards(of_shard, mesh, specs, (P(), params))(student, teacher, gram_teacher, *args)
+
+  return gradients
 
 
 def copy_ema_if(condition: jax.Array, teacher: Params, gram_teacher: Params) -> Params:

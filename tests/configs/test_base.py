@@ -65,7 +65,8 @@ def config(tiny_config, tmp_path):
   tiny_config.gram.update(teacher="own", refresh_every=1)
   tiny_config.crops.gram_sizes = (64,)
   tiny_config.data.update(source=str(tmp_path / "images"), workers=0)
-  tiny_config.train.update(steps=1, batch_size=8)
+  tiny_config.koleo.group = 2
+  tiny_config.train.update(steps=1, batch_size=16)
   tiny_config.evals.update(every=1, image_size=32, knn_k=1)
   for name in ("lr", "teacher_temp"):
     tiny_config.schedules[name].warmup_steps = 1

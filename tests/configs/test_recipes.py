@@ -8,7 +8,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from dinov3_jax.data.masks import masked_count
 from dinov3_jax.train import loop, sharding
 from dinov3_jax.train.schedules import make_schedule, make_schedules
 from dinov3_jax.train.state import init_state
@@ -74,26 +73,15 @@ def test_head_sizes_as_published():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_resolution_of_a_recipe_makes_a_step(name):
-  config, state = config_of(name), state_of(name)
+  config, state = config_of(name).copy_and_resolve_references(), state_of(name)
+  config.mesh.update(data=1, fsdp=1)
   mesh = sharding.make_mesh(config, jax.devices()[:1])
   sharding.state_sharding(mesh, state)  # its rules cover every parameter
-  loop.open_pipeline(config, range(10), shards=1)  # takes the crops, with no image read
+  loop.open_pipeline(config, range(10), mesh)  # takes the crops, with no image read
 
-  images, patch = config.train.batch_size, config.model.patch_size
   step = make_train_step(config)
-  crops = config.crops
-  for big, small, gram in zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes):
-    small = small // patch * patch
-    patches = (big // patch) ** 2
-    masked = masked_count(2 * images, patches, config.masks.probability, config.masks.ratio)
-    shapes = dict(global_crops=((images, 2, big, big, 3), np.uint8),
-                  local_crops=((images, crops.locals, small, small, 3), np.uint8),
-                  masks=((images, 2, patches), np.bool_),
-                  mask_indices=((1, masked), np.int32), mask_weights=((1, masked), np.float32))
-    if gram:
-      shapes["gram_crops"] = (images, 2, gram, gram, 3), np.uint8
-    batch = {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
-    new, metrics = jax.eval_shape(step, state, batch)
+  for i in range(len(config.crops.global_sizes)):
+    new, metrics = jax.eval_shape(step, state, sharding.abstract_batch(config, mesh, i))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
       lambda x: (x.shape, x.dtype), state)
     assert {metric.shape for metric in metrics.values()} == {()}
