@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from dinov3_jax.models.layers import (
   ConvStem,
   PatchEmbed,
   attention,
+  flash_attention,
   inference_dot,
   make_ffn,
   make_norm,
@@ -182,14 +185,23 @@ def test_unknown_kinds():
     make_norm("batch", 8, 1e-6, rngs=nnx.Rngs(0))
 
 
-def test_attention_is_that_of_jax():
-  q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 7, 3, 16)) * 3
-  weight = jax.random.normal(jax.random.key(1), (2, 7, 3, 16))
+def assert_same_attention(f, g, tokens, width):
+  """Their values and gradients for random queries, keys and values."""
+  q, k, v = jax.random.normal(jax.random.key(0), (3, 2, tokens, 3, width)) * 3
+  weight = jax.random.normal(jax.random.key(1), (2, tokens, 3, width))
   run = lambda f: jax.jit(jax.value_and_grad(
     lambda *args: jnp.vdot(f(*args), weight), argnums=(0, 1, 2)))(q, k, v)
-  for ours, theirs in zip(jax.tree.leaves(run(attention)),
-                          jax.tree.leaves(run(jax.nn.dot_product_attention))):
+  for ours, theirs in zip(jax.tree.leaves(run(f)), jax.tree.leaves(run(g))):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
+
+
+def test_attention_is_that_of_jax():
+  assert_same_attention(attention, jax.nn.dot_product_attention, 7, 16)
+
+
+def test_the_kernel_for_long_sequences_computes_attention_and_ignores_its_padding():
+  kernel = functools.partial(flash_attention, interpret=True)
+  assert_same_attention(kernel, attention, 390, 64)
 
 
 def test_attention_survives_large_scores():

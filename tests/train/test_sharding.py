@@ -9,7 +9,16 @@ from jax.sharding import PartitionSpec as P
 
 from configs import base
 from dinov3_jax.models.partition import path_name, spec_of
-from dinov3_jax.train.sharding import batch_sharding, data_shards, make_mesh, state_sharding
+from dinov3_jax.train import checkpoint
+from dinov3_jax.train.sharding import (
+  abstract_state,
+  batch_sharding,
+  data_shards,
+  local_shards,
+  make_mesh,
+  place_batch,
+  state_sharding,
+)
 from dinov3_jax.train.state import init_state
 from dinov3_jax.train.step import make_train_step
 
@@ -83,6 +92,30 @@ def test_a_step_is_the_same_on_four_devices_and_one(trajectory):
   assert not re.search(r"(all-gather|all-to-all|collective-permute)(-start)?\(", program)
 
 
+@pytest.mark.slow
+def test_a_checkpoint_of_one_mesh_goes_on_on_another(trajectory, tmp_path):
+  run = trajectory("gram")
+  config = run.config.copy_and_resolve_references()
+  config.train.batch_size = 16
+  config.koleo.group = 2
+  batch = lambda i, mesh: jax.device_put(
+    run.balanced_batch(i, data_shards(mesh), images=16), batch_sharding(mesh))
+
+  first = mesh_of(8, 1, 1)
+  step, state = compile_step(config, first, run.state())
+  state, _ = step(state, batch(0, first))
+  with checkpoint.Writer(tmp_path, keep=1, keep_every=0) as writer:
+    writer.save(1, state, {}, config)
+  _, expected = step(state, batch(1, first))
+
+  second = mesh_of(1, 4, 2)
+  restored = checkpoint.restore(checkpoint.latest(tmp_path), abstract_state(second, run.state))
+  step, restored = compile_step(config, second, restored)
+  _, metrics = step(restored, batch(1, second))
+  for name in LOSSES:
+    np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5, err_msg=name)
+
+
 def test_initialisation_does_not_know_of_the_mesh(tiny_config):
   tiny_config.gram.teacher = "own"
   init = lambda: init_state(tiny_config)
@@ -152,6 +185,38 @@ def test_mesh(asked, sizes, shards):
   assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), sizes))
   assert data_shards(mesh) == shards
   assert batch_sharding(mesh).shard_shape((16, 3)) == (16 // shards, 3)
+
+
+def test_a_batch_is_placed_shard_by_shard():
+  mesh = mesh_of(2, 2, 2)
+  assert local_shards(mesh) == [0, 1, 2, 3]
+  batch = dict(crops=np.arange(24).reshape(8, 3), indices=np.arange(4)[:, None])
+  placed = place_batch(batch, mesh)
+  chex.assert_trees_all_equal(jax.device_get(placed), batch)
+  assert all(x.sharding == batch_sharding(mesh) for x in placed.values())
+
+
+class Chip:
+  """A TPU of a slice, as far as a mesh looks at it."""
+
+  platform, device_kind, process_index = "tpu", "TPU v5", 0
+
+  def __init__(self, slice_index, i):
+    self.id, self.slice_index = i, slice_index
+    self.coords, self.core_on_chip = (i % 4, i // 4, 0), 0
+
+
+def test_slices_lie_along_the_data_axis():
+  config = base.get_config()
+  chips = [Chip(i // 8, i % 8) for i in range(16)]
+  config.mesh.update(data=-1, fsdp=4)
+  mesh = make_mesh(config, chips)
+  slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+  assert mesh.devices.shape == (4, 4, 1)
+  np.testing.assert_array_equal(slices[..., 0], np.repeat([0, 0, 1, 1], 4).reshape(4, 4))
+  config.mesh.update(data=1, fsdp=16)
+  with pytest.raises(ValueError, match=r"mesh\.data=1 is no multiple of the 2 slices"):
+    make_mesh(config, chips)
 
 
 @pytest.mark.parametrize("asked", [(2, 1, 1), (-1, 3, 1), (-1, -1, 8), (16, 1, 1), (-1, 8, 0)])
