@@ -130,7 +130,9 @@ def get_config() -> ConfigDict:
       steps=125_000,
       batch_size=2048,  # images a step, over all devices
       dtype="bfloat16",  # of the computation; parameters stay float32
-      remat="dots",  # none | dots: keep matrix products alone | full: keep only each block's input
+      # none | dots: keep matrix products alone | full: keep only each block's input | offload: and
+      # that in the host's memory
+      remat="dots",
       prototype_chunks=1,  # more: the losses take less memory, and compute their logits twice
       max_skipped_steps=2,  # non-finite steps in a row that are forgiven
     ),

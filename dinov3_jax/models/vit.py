@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from dinov3_jax.models import partition
@@ -18,6 +19,9 @@ REMAT = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
+  "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[], names_which_can_be_offloaded=["block"], offload_src="device",
+    offload_dst="pinned_host"),
 }
 
 
@@ -186,6 +190,7 @@ class VisionTransformer(nnx.Module):
 
     def body(crops, layer):
       params, key = layer
+      crops = [checkpoint_name(x, "block") for x in crops]
       block = nnx.merge(graphdef, partition.whole(params, layout, crops[0].dtype))
       if key is None:
         crops = [block(x, rope) for x, rope in zip(crops, still)]
