@@ -164,7 +164,7 @@ def compile_step(config: ConfigDict, devices: list, resolution: int = 0):
     flops_executed=flops.executed / count,
     seconds_at_peak=flops.executed / count * chip.devices / chip.flops,
     sent=bytes_by_kind(collectives(compiled.as_text(), count)),
-    least=least_bytes(config, state.student, mesh), compile_seconds=seconds)
+    least=least_bytes(config, state.student, mesh, resolution), compile_seconds=seconds)
 
 
 def describe(r: Report) -> str:

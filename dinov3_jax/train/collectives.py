@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from dinov3_jax.train.flops import crops_of_step
+
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
@@ -78,18 +80,21 @@ def bytes_by_kind(found: list[Collective]) -> dict[str, float]:
   return dict(totals)
 
 
-def least_bytes(config, student, mesh) -> dict[str, float]:
+def least_bytes(config, student, mesh, resolution: int = 0) -> dict[str, float]:
   """What a step must send from each device for its layout, in bytes by kind.
 
   Parameters cut over `fsdp` are gathered in the computation's dtype: the student's blocks forward
   and once more backward, the rest and the teachers once. Gradients are summed once, in float32.
   Sinkhorn sums a vector over the prototypes in each of three iterations of both losses. With
-  `tensor` cut, the sums inside the blocks come on top, and are not in here.
+  `tensor` cut, both branches of a block sum their outputs, backward the gradients of their inputs,
+  and where the backward pass computes a block again, attention's output once more; the heads' sums
+  come on top, and are not in here.
 
   Args:
     config: of the run.
     student: its parameters as shapes with shardings.
     mesh: their mesh.
+    resolution: which entry of the lists of crop sizes.
   """
   width = np.dtype(config.train.dtype).itemsize
   sizes = mesh.shape
@@ -109,6 +114,12 @@ def least_bytes(config, student, mesh) -> dict[str, float]:
       least["all-reduce"] += sent("all-reduce", 4 * held, shards)
   prototypes = config.dino.prototypes + config.ibot.prototypes
   least["all-reduce"] += sent("all-reduce", 3 * 4 * prototypes, shards)
+  student_crops, teacher_crops = crops_of_step(config, shards, resolution)
+  tokens = lambda crops: sum(c.kept * (c.patches + 1 + config.model.storage_tokens) for c in crops)
+  passes = 4 if config.train.remat in ("none", "dots") else 5
+  summed = (passes * tokens(student_crops) + 2 * tokens(teacher_crops)) / shards
+  activations = width * config.model.depth * config.model.width * summed
+  least["all-reduce"] += sent("all-reduce", activations, sizes["tensor"])
   return {kind: size for kind, size in least.items() if size}
 
 

@@ -1,14 +1,24 @@
 """What the compiler is asked for, in one place, with the reason for each.
 
 The options travel with the training step's `jax.jit`, so that they hold however a run is launched,
-and when it is compiled ahead of time. All but the last of each platform are about one thing: that
-parameters of the next block are on their way, and gradients of the last, while this one computes.
+and when it is compiled ahead of time. They are about one thing: that parameters of the next block
+are on their way, and gradients of the last, while this one computes.
 """
 
 import re
 
 OPTIONS = {
-  "tpu": {},
+  "tpu": {
+    # A gather is started early and awaited late, and so are the steps of one inside a fusion.
+    "xla_enable_async_all_gather": True,
+    # What computes meanwhile is put into one fusion with what sends: gathers are taken in, ...
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    # ... over as many operations as a gather lasts, ...
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    # ... on the same core.
+    "xla_tpu_overlap_compute_collective_tc": True,
+  },
   "gpu": {
     # Schedules by estimated latencies, so that collectives start early and are awaited late.
     "xla_gpu_enable_latency_hiding_scheduler": True,

@@ -50,6 +50,34 @@ class StepFlops(NamedTuple):
   executed: float
 
 
+class Crops(NamedTuple):
+  """Crops of one size that go through a backbone in a step, over all devices.
+
+  Attributes:
+    count: of them.
+    kept: those that stochastic depth lets through a branch.
+    patches: of each.
+  """
+
+  count: int
+  kept: int
+  patches: int
+
+
+def crops_of_step(config, shards: int, resolution: int = 0) -> tuple[list[Crops], list[Crops]]:
+  """What goes through the student, and what through the teachers; arguments as `step_flops`."""
+  crops, images = config.crops, config.train.batch_size
+  big, small, gram = ((sizes[resolution] // config.model.patch_size) ** 2 for sizes in (
+    crops.global_sizes, crops.local_sizes, crops.gram_sizes))
+
+  def trained(count, patches):
+    kept = max(int(count // shards * (1 - config.model.drop_path)), 1) * shards
+    return Crops(count, kept, patches)
+
+  student = [trained(2 * images, big), trained(crops.locals * images, small)]
+  return student, [Crops(2 * images, 2 * images, patches) for patches in (big, gram) if patches]
+
+
 def step_flops(config, shards: int, resolution: int = 0) -> StepFlops:
   """The model's matrix products, two operations for a multiplication and its addition.
 
@@ -61,34 +89,26 @@ def step_flops(config, shards: int, resolution: int = 0) -> StepFlops:
     shards: data shards, each of which rounds its number of skipped rows.
     resolution: which entry of the lists of crop sizes.
   """
-  model, crops, images = config.model, config.crops, config.train.batch_size
-  patches = lambda size: (size // model.patch_size) ** 2
-  globals_, locals_, gram = (patches(sizes[resolution]) for sizes in (
-    crops.global_sizes, crops.local_sizes, crops.gram_sizes))
+  model, images = config.model, config.train.batch_size
+  student, teachers = crops_of_step(config, shards, resolution)
+  blocks = lambda crops: _blocks(model, crops.patches)
+  embed = lambda crops: crops.count * _embed(model, crops.patches)
 
-  def share(rows):  # of a batch's rows that go through a branch
-    rows //= shards
-    return max(int(rows * (1 - model.drop_path)), 1) / rows
-
-  student = [(2 * images, globals_), (crops.locals * images, locals_)]
-  branches = [n * _blocks(model, patches) for n, patches in student]
-  executed = sum(flops * share(n) for flops, (n, _) in zip(branches, student))
-  embeds = sum(n * _embed(model, patches) for n, patches in student)
-
-  masked = shards * masked_count(2 * images // shards, globals_, config.masks.probability,
+  patches = student[0].patches
+  masked = shards * masked_count(2 * images // shards, patches, config.masks.probability,
                                  config.masks.ratio)
   dino, ibot = _head(model.width, config.dino), _head(model.width, config.ibot)
-  heads = 3 * (images * (2 + crops.locals) * dino + masked * ibot)
-  teacher = (2 * images * (_embed(model, globals_) + _blocks(model, globals_) + dino)
-             + masked * ibot)
-  if gram:
-    teacher += 2 * images * (_embed(model, gram) + _blocks(model, gram))
+  rest = 3 * (images * (2 + config.crops.locals) * dino + masked * ibot)
+  rest += 2 * images * dino + masked * ibot
+  # An image has no gradient, so the embedding's backward pass is one product.
+  rest += 2 * sum(map(embed, student)) + sum(map(embed, teachers))
+  rest += sum(crops.count * blocks(crops) for crops in teachers)
   if config.gram.teacher != "none":
     shared = 1 if config.gram.image_level else 2 * images // shards
-    teacher += 4 * 2 * images * 2 * globals_**2 * shared * model.width
-  # An image has no gradient, so the embedding's backward pass is one product.
-  rest = 2 * embeds + heads + teacher
-  return StepFlops(float(3 * sum(branches) + rest), float(3 * executed + rest))
+    rest += 4 * 2 * images * 2 * patches**2 * shared * model.width
+  full = 3 * sum(crops.count * blocks(crops) for crops in student)
+  executed = 3 * sum(crops.kept * blocks(crops) for crops in student)
+  return StepFlops(float(full + rest), float(executed + rest))
 
 
 def flops_by_crops(config, shards: int) -> dict[tuple[int, int], StepFlops]:

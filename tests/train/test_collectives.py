@@ -93,6 +93,8 @@ def test_tensor_parallel_blocks_sum_activations_and_gather_none(config):
   assert surprises and {elements(x) for c in surprises for x in c.operands} - activations <= {
     elements(x) for c in found if c not in surprises for x in c.operands}
   assert {c.kind for c in surprises} == {"all-reduce"}
+  least = least_bytes(config, state.student, mesh)
+  assert sum(bytes_by_kind(found).values()) < 1.2 * sum(least.values())
 
 
 def test_loops_and_groups_are_counted():
