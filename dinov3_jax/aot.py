@@ -160,7 +160,7 @@ def compile_step(config: ConfigDict, devices: list, resolution: int = 0):
     chips=count // chip.devices, devices=count, device_kind=kind, mesh=dict(mesh.shape),
     crops=tuple(size[resolution] for size in sizes), batch_size=config.train.batch_size,
     arguments=arguments, temporaries=peak - arguments, peak=peak,
-    memory=chip.memory // chip.devices, flops_full=flops.full / count,
+    memory=int(chip.memory / chip.devices), flops_full=flops.full / count,
     flops_executed=flops.executed / count,
     seconds_at_peak=flops.executed / count * chip.devices / chip.flops,
     sent=bytes_by_kind(collectives(compiled.as_text(), count)),

@@ -9,11 +9,11 @@ from dinov3_jax.models.layers import hidden_width
 
 
 class Chip(NamedTuple):
-  """What a chip can do, from its vendor's data sheet.
+  """What a chip can do.
 
   Attributes:
-    flops: dense bfloat16 operations a second.
-    memory: bytes of high-bandwidth memory.
+    flops: dense bfloat16 operations a second, from its vendor's data sheet.
+    memory: bytes of high-bandwidth memory; of a TPU, what libtpu lets a program have.
     devices: as how many devices JAX sees it.
   """
 
@@ -26,11 +26,11 @@ GIB = 2**30
 
 # By `device_kind`.
 CHIPS = {
-  "TPU v4": Chip(275e12, 32 * GIB),
-  "TPU v5 lite": Chip(197e12, 16 * GIB),
-  "TPU v5": Chip(459e12, 95 * GIB),
-  "TPU v6 lite": Chip(918e12, 32 * GIB),
-  "TPU7x": Chip(2307e12, 192 * GIB, devices=2),
+  "TPU v4": Chip(275e12, 30.75 * GIB),
+  "TPU v5 lite": Chip(197e12, 15.75 * GIB),
+  "TPU v5": Chip(459e12, 95.74 * GIB),
+  "TPU v6 lite": Chip(918e12, 31.25 * GIB),
+  "TPU7x": Chip(2307e12, 189.5 * GIB, devices=2),
   "NVIDIA A100-SXM4-40GB": Chip(312e12, 40 * GIB),
   "NVIDIA A100-SXM4-80GB": Chip(312e12, 80 * GIB),
   "NVIDIA H100 80GB HBM3": Chip(989e12, 80 * GIB),
