@@ -86,8 +86,8 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
     kernel, teacher_kernel = (head.last_layer.kernel[...] for head in (student, teacher))
     teacher_rows = jax.lax.stop_gradient(teacher.bottleneck(teacher_rows))
     samples = teacher_rows.reshape(-1, teacher_rows.shape[-1])
-    u, v = sinkhorn_scales_from_bottleneck(samples, teacher_kernel, temperature, axes=sample_axes,
-        **over)
+    u, v = sinkhorn_scales_from_bottleneck(samples, teacher_kernel, temperature,
+                                           axes=sample_axes, **over)
     return prototype_cross_entropy(
         student.bottleneck(student_rows), kernel, teacher_rows, teacher_kernel, u,
         v.reshape(teacher_rows.shape[:2]), weights, temperature, **over)
