@@ -115,6 +115,7 @@ def get_config() -> ConfigDict:
       global_scale=(0.32, 1.0),
       local_scale=(0.05, 0.32),
       horizontal_flip=True,
+      color_strength=1.0,  # 0 to 1; less keeps colours, where they tell what is in an image
       share_color_jitter=False,
       locals_from_globals=False,
       gram_distortions=True,

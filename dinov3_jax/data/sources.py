@@ -51,7 +51,7 @@ def open_source(spec: str | os.PathLike, split: str) -> Source:
   """Opens a source of images.
 
   Args:
-    spec: `openmoji`, `openmoji:base` (without skin tones and unofficial drawings), `tfds:NAME` or
+    spec: `openmoji`, `openmoji:base` (without variants in skin tones), `tfds:NAME` or
       `tfds:NAME:VERSION`, or the path of a folder (see `FolderSource`).
     split: train, val, test, or all.
 

@@ -190,8 +190,8 @@ def fetch(pipeline: Pipeline, mesh: Mesh) -> tuple[Batch, Any]:
 def open_pipeline(config: ConfigDict, source: Source, mesh: Mesh) -> Pipeline:
   """The stream of batches that the config describes, of them this process's share."""
   crops, masks = config.crops, config.masks
-  shared = ("locals", "global_scale", "local_scale", "horizontal_flip", "share_color_jitter",
-            "locals_from_globals", "gram_distortions")
+  shared = ("locals", "global_scale", "local_scale", "horizontal_flip", "color_strength",
+            "share_color_jitter", "locals_from_globals", "gram_distortions")
   multi_crops = [
     MultiCrop(*sizes, patch_size=config.model.patch_size, **{key: crops[key] for key in shared})
     for sizes in zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes)]

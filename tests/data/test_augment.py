@@ -77,17 +77,20 @@ def test_jitter_order_is_random():
   assert (one != other).any()
 
 
-def test_amounts_of_jitter_cover_their_ranges(monkeypatch):
+@pytest.mark.parametrize("strength", [1.0, 0.25])
+def test_amounts_of_jitter_cover_their_ranges(monkeypatch, strength):
   seen = {}
   for name in ("brightness", "contrast", "saturation", "hue"):
     monkeypatch.setattr(augment, f"adjust_{name}",
                         lambda image, x, name=name: seen.setdefault(name, []).append(x) or image)
   rng = np.random.default_rng(0)
   for _ in range(400):
-    augment.color_jitter(np.zeros((1, 1, 3), np.uint8), rng)
+    augment.color_jitter(np.zeros((1, 1, 3), np.uint8), rng, strength)
   expected = {"brightness": (0.6, 1.4), "contrast": (0.6, 1.4), "saturation": (0.8, 1.2),
               "hue": (-0.1, 0.1)}
   for name, (low, high) in expected.items():
+    middle = (low + high) / 2
+    low, high = (middle + strength * (end - middle) for end in (low, high))
     assert low <= min(seen[name]) < low + 0.02 * (high - low) * 2
     assert high - 0.04 * (high - low) < max(seen[name]) <= high
 
@@ -106,10 +109,11 @@ def shares(monkeypatch, run, count=2000):
   return {name: calls[name] / count for name in calls}
 
 
-def test_probabilities_of_color(monkeypatch):
-  found = shares(monkeypatch, augment.distort_color)
+@pytest.mark.parametrize("strength", [1.0, 0.25, 0.0])
+def test_probabilities_of_color(monkeypatch, strength):
+  found = shares(monkeypatch, lambda image, rng: augment.distort_color(image, rng, strength))
   assert found["color_jitter"] == pytest.approx(0.8, abs=0.03)
-  assert found["grayscale"] == pytest.approx(0.2, abs=0.03)
+  assert found["grayscale"] == pytest.approx(0.2 * strength, abs=0.03 * strength)
 
 
 @pytest.mark.parametrize("blur, solarized", [(0.0, 0.0), (0.9, 0.2), (0.5, 0.0)])

@@ -21,7 +21,7 @@ def picture(height=60, width=80, seed=0):
 @pytest.fixture
 def plain(monkeypatch):
   """Leaves the colours alone, drawing no less randomness."""
-  monkeypatch.setattr(augment, "distort_color", lambda image, rng: image)
+  monkeypatch.setattr(augment, "distort_color", lambda image, *args: image)
   monkeypatch.setattr(augment, "distort_tone", lambda image, *args: image)
 
 
@@ -97,7 +97,7 @@ def test_plain_gram_crops_share_the_window_and_the_flip(plain):
 
 @pytest.mark.parametrize("distorted", [True, False])
 def test_gram_crops_are_distorted_only_on_demand(monkeypatch, distorted):
-  monkeypatch.setattr(augment, "distort_color", lambda image, rng: np.full_like(image, 7))
+  monkeypatch.setattr(augment, "distort_color", lambda image, *args: np.full_like(image, 7))
   monkeypatch.setattr(augment, "distort_tone", lambda image, *args: image)
   views = MultiCrop(32, 16, gram_size=48, gram_distortions=distorted)(
     picture(), np.random.default_rng(0))
@@ -108,7 +108,7 @@ def test_gram_crops_are_distorted_only_on_demand(monkeypatch, distorted):
 def test_shared_jitter_is_drawn_once(monkeypatch):
   calls = []
   monkeypatch.setattr(augment, "distort_color",
-                      lambda image, rng: calls.append(image.shape) or image)
+                      lambda image, *args: calls.append(image.shape) or image)
   MultiCrop(32, 16, share_color_jitter=True)(picture(), np.random.default_rng(0))
   assert calls == [(60, 80, 3)]
   calls.clear()
@@ -122,6 +122,16 @@ def test_each_view_has_its_own_blur_and_solarization(monkeypatch):
                       lambda image, rng, blur, solarized: calls.append((blur, solarized)) or image)
   MultiCrop(32, 16, locals=3)(picture(), np.random.default_rng(0))
   assert calls == [(0.0, 0.0), (0.9, 0.2)] + 3 * [(0.5, 0.0)]
+
+
+def test_color_strength_reaches_every_distortion(monkeypatch):
+  strengths, solarized = [], []
+  monkeypatch.setattr(augment, "distort_color",
+                      lambda image, rng, strength: strengths.append(strength) or image)
+  monkeypatch.setattr(augment, "distort_tone",
+                      lambda image, rng, blur, share: solarized.append(share) or image)
+  MultiCrop(32, 16, locals=3, color_strength=0.5)(picture(), np.random.default_rng(0))
+  assert strengths == 5 * [0.5] and solarized == [0.0, 0.1, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("gram_size", [0, 128])
@@ -173,6 +183,7 @@ def test_sizes_of_the_reference_are_fine():
 
 @pytest.mark.parametrize("wrong", [dict(locals=0), dict(global_scale=(0.5, 1.5)),
                                    dict(local_scale=(0.4, 0.2)), dict(global_size=100),
+                                   dict(color_strength=1.5),
                                    dict(local_size=256, locals_from_globals=True)])
 def test_impossible_settings_are_errors(wrong):
   with pytest.raises(ValueError):

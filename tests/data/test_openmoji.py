@@ -23,7 +23,7 @@ def test_all_of_it():
   assert len(everything) == 4495 and everything.classes == CATEGORIES
   assert (everything.labels >= 0).sum() > 3900
   base = open_source("openmoji:base", "all")
-  assert len(base) == 1903 and set(base.labels) == set(range(10))
+  assert len(base) == 2465 and (base.labels >= 0).sum() == 1903
   rose = base.codes.index("1F339")
   assert base.names[rose] == "rose" and CATEGORIES[base.labels[rose]] == "Animals & Nature"
 
@@ -41,8 +41,8 @@ def test_variants_of_an_emoji_stay_together(sides):
   assert not groups["val"] & groups["test"]
   assert sum(map(len, sides.values())) == 4495
   total = sum(map(len, groups.values()))
-  assert len(groups["train"]) / total == pytest.approx(0.8, abs=0.03)
-  assert len(groups["val"]) / total == pytest.approx(0.1, abs=0.02)
+  for split, share in (("train", 0.6), ("val", 0.1), ("test", 0.3)):
+    assert len(groups[split]) / total == pytest.approx(share, abs=0.03)
 
 
 def test_drawings_and_masks(sides):
