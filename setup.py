@@ -45,6 +45,7 @@ setup(
       "torch==2.13.0",
       "transformers>=5.5,<6",
       "PyYAML>=6,<7",
+      f"jax[tpu]{JAX}",  # compiles for TPUs; needs none
     ],
   },
 )

@@ -21,7 +21,7 @@ def parse_arguments():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--batch", type=int, default=4, help="images a step")
   parser.add_argument("--prototypes", type=int, default=65536, help="of each head")
-  parser.add_argument("--chunks", type=int, default=1, help="parts of the prototypes in the losses")
+  parser.add_argument("--chunks", type=int, default=16, help="parts of prototypes in the losses")
   parser.add_argument("--remat", default="dots", help="none, dots or full")
   parser.add_argument("--dtype", default="float32")
   parser.add_argument("--drop-path", type=float, default=0.0)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dinov3_jax.models.layers import linear
+from dinov3_jax.models.layers import gelu, linear
 
 
 class DINOHead(nnx.Module):
@@ -27,7 +27,7 @@ class DINOHead(nnx.Module):
   def bottleneck(self, x: jax.Array) -> jax.Array:
     """[..., D] -> [..., bottleneck], of unit length."""
     for i in range(len(self.mlp)):
-      x = self.mlp[str(i)](x if i == 0 else jax.nn.gelu(x, approximate=False))
+      x = self.mlp[str(i)](x if i == 0 else gelu(x))
     square = jnp.sum(jnp.square(x.astype(jnp.float32)), -1, keepdims=True)
     return (x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(x.dtype)
 

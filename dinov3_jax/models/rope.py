@@ -91,14 +91,11 @@ def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
 
   Args:
     x: [B, T, heads, head_dim].
-    sin, cos: tables of the last N of the T tokens, [N, head_dim]; the rotation runs in their dtype.
+    sin, cos: tables of the last N of the T tokens, [N, head_dim]; x takes their dtype meanwhile.
   """
-  prefix = x.shape[1] - sin.shape[0]
-  # Tables of the full length and a select, because cutting and joining x would copy it.
-  pad = lambda table: jnp.pad(table, ((prefix, 0), (0, 0)))[:, None]
-  halves = lambda a: a.reshape(*a.shape[:-1], 2, -1)
-  signed_sin = halves(pad(sin)) * jnp.array([[-1], [1]], sin.dtype)
-  turned = halves(x).astype(sin.dtype)
-  turned = turned * halves(pad(cos)) + turned[..., ::-1, :] * signed_sin
-  is_patch = (jnp.arange(x.shape[1]) >= prefix)[:, None, None]
-  return jnp.where(is_patch, turned.reshape(x.shape).astype(x.dtype), x)
+  # Tables of the full length, because cutting and joining x along the tokens would copy it.
+  pad = ((x.shape[1] - sin.shape[0], 0), (0, 0))
+  sin, cos = jnp.pad(sin, pad)[:, None], jnp.pad(cos, pad, constant_values=1)[:, None]
+  a, b = jnp.split(x.astype(sin.dtype), 2, axis=-1)
+  (sin, _), (cos, _) = (jnp.split(table, 2, axis=-1) for table in (sin, cos))
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
