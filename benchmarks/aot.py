@@ -44,7 +44,7 @@ def compile_row(chip: str, stage: str, resolution: int) -> dict:
      *(f"--config.{setting}" for setting in settings_of(chip, stage))],
     capture_output=True, text=True)
   if done.returncode:
-    return {"error": done.stderr.strip().splitlines()[-1]}
+    return {"error": (done.stderr.strip() or "killed").splitlines()[-1]}
   return json.loads(done.stdout)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dinov3_jax.main import UsageError, check_overrides, fail, load_config
+from dinov3_jax.main import UsageError, fail, read
 
 SPARE = 0.1  # of the memory, below which a step does not count as fitting
 
@@ -80,13 +80,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_bool("fast", False, "Compile with less effort.", flag_values=values)
   flags.DEFINE_bool("json", False, "Print JSON.", flag_values=values)
   flags.DEFINE_string("hlo", None, "A file for the compiled program.", flag_values=values)
-  paths = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
-  if paths:
-    check_overrides(load_config(paths[-1]), argv)
-  try:
-    rest = values(argv)[1:]
-  except (flags.Error, TypeError, ValueError) as error:
-    raise UsageError(str(error).splitlines()[0]) from error
+  rest = read(values, argv)
   if rest or not values.config or not values.topology:
     raise UsageError("usage: python -m dinov3_jax.aot --config=configs/vit7b.py "
                      "--topology=v5p:8x8x4 [--slices=N] [--resolution=N] [--fast] [--json] "
@@ -95,6 +89,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
   if values.resolution is not None and values.resolution >= count:
     raise UsageError(f"there is no resolution {values.resolution}: the config has {count}, "
                      "from 0 on")
+  if values.hlo and values.resolution is None and count > 1:
+    raise UsageError(f"--hlo keeps one program, and this config has {count}: add --resolution=N")
   return values
 
 
@@ -198,9 +194,9 @@ def main() -> int:
     values = parse(sys.argv)
   except UsageError as error:
     return fail(error, 2)
-  # No TPU is opened: no question to the cloud's metadata, and no lock for one process alone.
   if values.fast:
     os.environ["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = "-1"
+  # No TPU is opened: no question to the cloud's metadata, and no lock for one process alone.
   for name, value in dict(
       JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
       TPU_ACCELERATOR_TYPE="v5p-8", TPU_WORKER_HOSTNAMES="localhost", TPU_STDERR_LOG_LEVEL="3"

@@ -5,7 +5,7 @@ again goes on from the newest checkpoint in the workdir. `--profile=20` traces t
 20th on into DIR/profile.
 
 On several hosts every process runs the same command with `--distributed`, which finds the others
-in a TPU pod, on Kubernetes and under Slurm. Elsewhere the variables JAX_COORDINATOR_ADDRESS
+in a TPU pod, on GKE and under Slurm. Elsewhere the variables JAX_COORDINATOR_ADDRESS
 (HOST:PORT), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. All must see the same workdir.
 """
 
@@ -38,14 +38,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_integer("profile", 0, "The first step to trace.", 0, flag_values=values)
   flags.DEFINE_bool("distributed", False, "Look for other processes.", flag_values=values)
 
-  path = next((value for flag, value in zip(argv, [*argv[1:], ""]) if flag == "--config"), "")
-  path = next((arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")), path)
-  if path:
-    check_overrides(load_config(path), argv)
-  try:
-    rest = values(argv)[1:]
-  except (flags.Error, TypeError, ValueError) as error:
-    raise UsageError(str(error).splitlines()[0]) from error
+  rest = read(values, argv)
   if rest:
     raise UsageError(f"what is {rest[0]}? Give --config=FILE, --workdir=DIR and --config.KEY=VALUE")
   for flag in (config, workdir):
@@ -53,6 +46,22 @@ def parse(argv: list[str]) -> flags.FlagValues:
       raise UsageError(f"--{flag.name} is missing: python -m dinov3_jax.main "
                        "--config=configs/quickstart.py --workdir=DIR")
   return values
+
+
+def read(values: flags.FlagValues, argv: list[str]) -> list[str]:
+  """Gives the flags, a recipe's `--config` among them, their values; returns what is no flag.
+
+  Raises:
+    UsageError: as `parse`.
+  """
+  path = next((value for flag, value in zip(argv, [*argv[1:], ""]) if flag == "--config"), "")
+  path = next((arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")), path)
+  if path:
+    check_overrides(load_config(path), argv)
+  try:
+    return values(argv)[1:]
+  except (flags.Error, TypeError, ValueError) as error:
+    raise UsageError(str(error).splitlines()[0]) from error
 
 
 def load_config(path: str) -> ConfigDict:
@@ -128,7 +137,7 @@ def main() -> int:
     if jax.process_index():
       set_up_logging(logging.WARNING)  # one voice is enough
     run = loop.prepare(values.config, values.workdir)
-  except (ValueError, OSError, TooManyDamaged) as error:
+  except (ValueError, OSError, ImportError, TooManyDamaged) as error:
     return fail(error)
   except KeyboardInterrupt:
     return fail("interrupted before the first step", 130)

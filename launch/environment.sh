@@ -11,7 +11,7 @@ if [ ! -d .venv ]; then
   done
   if [ -z "$python" ]; then
     echo "error: no Python 3.11 or newer with venv found: install python3.12 and python3.12-venv" >&2
-    exit 1
+    return 1
   fi
   echo "making .venv with $("$python" --version)"
   "$python" -m venv .venv
@@ -19,7 +19,7 @@ fi
 
 if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
   echo "error: .venv has no working Python with pip: remove it and run this again" >&2
-  exit 1
+  return 1
 fi
 . .venv/bin/activate
 

@@ -13,5 +13,4 @@
 #SBATCH --signal=TERM@300
 set -euo pipefail
 . .venv/bin/activate
-# Slurm ends a job at its time limit, or pre-empts it: SIGTERM saves, and a requeued job goes on.
 exec srun --kill-on-bad-exit=1 python -m dinov3_jax.main --distributed "$@"

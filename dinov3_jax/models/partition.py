@@ -1,7 +1,8 @@
 """How parameters are cut up over the devices of a mesh, by their names, and what moves when.
 
-Axes: `fsdp` (parameters cut up, gathered when a block needs them) and `tensor` (a block's matrices
-cut up, each device computing its part). A batch is cut over `data` and `fsdp`.
+Axes: `data` (copies of the parameters), `fsdp` (parameters cut up, gathered when a block needs
+them) and `tensor` (a block's matrices cut up, each device computing its part). A batch is cut over
+the first two, parameters over the last two.
 
 A training step runs under `jax.shard_map` over these two: whatever is done for a shard of the batch
 stays on its device, and `whole` alone moves parameters. `tensor` is left to the compiler.
@@ -56,9 +57,8 @@ def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh, rules=RULES) -> P:
   spec = next((spec for pattern, spec in rules if re.search(pattern, name)), None)
   if spec is None:
     raise ValueError(f"no sharding rule covers {name}: add one to RULES")
-  size = lambda axes: math.prod(mesh.shape[a] for a in ([axes] if isinstance(axes, str) else axes))
-  return P(*(axes if axes is None or dim % size(axes) == 0 else None
-             for dim, axes in zip(shape, spec)))
+  size = lambda entry: math.prod(mesh.shape[a] for a in axes_of(entry))
+  return P(*(entry if dim % size(entry) == 0 else None for dim, entry in zip(shape, spec)))
 
 
 def param_sharding(mesh: Mesh, params: Any) -> Any:
@@ -100,10 +100,11 @@ def shard_keys(key: jax.Array, shards: int) -> jax.Array:
 
 def local_spec(spec: P) -> P:
   """Of a layout, what `jax.shard_map` over `DATA_AXES` should know."""
-  return P(*(tuple(a for a in axes if a in DATA_AXES) or None for axes in map(_axes, spec)))
+  return P(*(tuple(a for a in axes if a in DATA_AXES) or None for axes in map(axes_of, spec)))
 
 
-def _axes(entry: Any) -> tuple[str, ...]:
+def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """The mesh axes that an entry of a `PartitionSpec` names."""
   return (entry,) if isinstance(entry, str) else entry or ()
 
 
@@ -137,7 +138,7 @@ _gather.defvjp(lambda spec, dtype, x: (_gather(spec, dtype, x), None), _mean)
 
 def _fsdp_axis(spec: P) -> int | None:
   """Which axis of an array is cut over several `fsdp` devices."""
-  cut = (i for i, axes in enumerate(spec) if "fsdp" in _axes(axes))
+  cut = (i for i, axes in enumerate(spec) if "fsdp" in axes_of(axes))
   return next(cut, None) if jax.lax.axis_size("fsdp") > 1 else None
 
 
@@ -147,7 +148,7 @@ def _of_tensor_part(f: Callable[[jax.Array], jax.Array], spec: P
 
   Prototypes, cut over both axes, come out in another order, the same in student and teacher.
   """
-  cut = P(*("tensor" if "tensor" in _axes(axes) else None for axes in spec))
+  cut = P(*("tensor" if "tensor" in axes_of(axes) else None for axes in spec))
   if jax.sharding.get_abstract_mesh().shape["tensor"] == 1:
     return f
   return jax.shard_map(f, in_specs=cut, out_specs=cut, axis_names={"tensor"}, check_vma=False)

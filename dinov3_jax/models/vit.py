@@ -20,8 +20,8 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
   "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-    names_which_can_be_saved=[], names_which_can_be_offloaded=["block"], offload_src="device",
-    offload_dst="pinned_host"),
+      names_which_can_be_saved=[], names_which_can_be_offloaded=["block"], offload_src="device",
+      offload_dst="pinned_host"),
 }
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from dinov3_jax.models.partition import axes_of
 from dinov3_jax.train.flops import crops_of_step
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
@@ -83,12 +84,11 @@ def bytes_by_kind(found: list[Collective]) -> dict[str, float]:
 def least_bytes(config, student, mesh, resolution: int = 0) -> dict[str, float]:
   """What a step must send from each device for its layout, in bytes by kind.
 
-  Parameters cut over `fsdp` are gathered in the computation's dtype: the student's blocks forward
-  and once more backward, the rest and the teachers once. Gradients are summed once, in float32.
-  Sinkhorn sums a vector over the prototypes in each of three iterations of both losses. With
-  `tensor` cut, both branches of a block sum their outputs, backward the gradients of their inputs,
-  and where the backward pass computes a block again, attention's output once more; the heads' sums
-  come on top, and are not in here.
+  Parameters cut over `fsdp` are gathered in the computation's dtype: each network's once, and the
+  student's blocks again where the backward pass computes them again. Gradients are summed once, in
+  float32. Sinkhorn sums a vector over the prototypes in each of three iterations of both losses.
+  With `tensor` cut, both branches of a block sum their outputs, backward the gradients of their
+  inputs, and where a block is computed again, attention's output; the heads' sums are not in here.
 
   Args:
     config: of the run.
@@ -102,11 +102,11 @@ def least_bytes(config, student, mesh, resolution: int = 0) -> dict[str, float]:
   least = collections.Counter()
   for path, x in jax.tree_util.tree_leaves_with_path(student):
     names = [key.key for key in path]
-    parts = ((part,) if isinstance(part, str) else part or () for part in x.sharding.spec)
-    axes = set(itertools.chain(*parts))
+    axes = set(itertools.chain(*map(axes_of, x.sharding.spec)))
     held = x.size / math.prod(sizes[a] for a in axes)
     if "fsdp" in axes:
-      passes = 2 + ("blocks" in names) + (names[0] == "backbone" and config.gram.teacher == "own")
+      again = "blocks" in names and config.train.remat != "none"
+      passes = 2 + again + (names[0] == "backbone" and config.gram.teacher == "own")
       least["all-gather"] += passes * sent("all-gather", width * held, fsdp)
       least["reduce-scatter"] += sent("reduce-scatter", 4 * held * fsdp, fsdp)
       least["all-reduce"] += sent("all-reduce", 4 * held, sizes["data"])

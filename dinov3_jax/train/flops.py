@@ -111,11 +111,12 @@ def step_flops(config, shards: int, resolution: int = 0) -> StepFlops:
   return StepFlops(float(full + rest), float(executed + rest))
 
 
-def flops_by_crops(config, shards: int) -> dict[tuple[int, int], StepFlops]:
-  """`step_flops` of every resolution, by the sides of global and local crops in a batch."""
+def flops_by_crops(config, shards: int) -> dict[tuple[int, int, int], StepFlops]:
+  """`step_flops` of every resolution, by the sides of a batch's global, local and Gram crops."""
   crops, patch = config.crops, config.model.patch_size
-  return {(big, small // patch * patch): step_flops(config, shards, i)
-          for i, (big, small) in enumerate(zip(crops.global_sizes, crops.local_sizes))}
+  sizes = zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes)
+  return {tuple(size // patch * patch for size in sides): step_flops(config, shards, i)
+          for i, sides in enumerate(sizes)}
 
 
 def _embed(model, patches: int) -> int:

@@ -125,7 +125,8 @@ def run(run: Run) -> TrainState:
     state = first_state(run)
     (batch, position), run.first = run.first, None
     for step in range(run.start + 1, last + 1):
-      sides = tuple(batch[name].shape[2] for name in ("global_crops", "local_crops"))
+      sides = tuple(batch[name].shape[2] if name in batch else 0
+                    for name in ("global_crops", "local_crops", "gram_crops"))
       state, metrics = run.train_step(state, batch)
       began = clock()
       following = fetch(run.pipeline, run.mesh) if step < last else (None, None)
@@ -300,7 +301,7 @@ class SkippedSteps:
 
 
 class StopSignals:
-  """Lets Ctrl-C and SIGTERM end training after the step; the same signal again kills at once.
+  """Lets Ctrl-C and SIGTERM end training in time; the same signal again kills at once.
 
   `number` is that of the signal, 0 without one.
   """
@@ -315,7 +316,7 @@ class StopSignals:
   def _handle(self, number, frame):
     self.number = number
     signal.signal(number, signal.SIG_DFL)
-    os.write(2, b"\nstopping after this step; once more to stop at once, without saving\n")
+    os.write(2, b"\nsaving, then stopping; once more to stop at once, without saving\n")
 
   def __exit__(self, *_):
     for number, handler in self._former.items():

@@ -1,9 +1,4 @@
-"""The device mesh, and where each array lies on it.
-
-Axes: `data` (copies of the parameters), `fsdp` (parameters cut up, gathered when a block needs
-them) and `tensor` (a block's matrices cut up, each device computing its part). A batch is split
-over the first two, parameters over the last two.
-"""
+"""The device mesh, and where states and batches lie on it; `models.partition` tells of its axes."""
 
 import math
 from collections.abc import Callable
@@ -41,7 +36,9 @@ def make_mesh(config, devices: list[jax.Device] | None = None) -> Mesh:
     asked = " x ".join(f"{axis}={size}" for axis, size in dict(config.mesh).items())
     raise ValueError(f"the mesh {asked} does not match {len(devices)} devices: "
                      "set config.mesh so that its sizes multiply to that, or one of them to -1")
-  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  # Every host of GPUs counts as a slice to JAX; what joins them carries parameters, too.
+  slices = len({device.slice_index for device in devices if device.platform == "tpu"
+                and hasattr(device, "slice_index")}) or 1
   if sizes["data"] % slices:
     raise ValueError(f"mesh.data={sizes['data']} is no multiple of the {slices} slices: parameters "
                      "would have to cross the network between them; lower mesh.fsdp or mesh.tensor")
@@ -100,7 +97,7 @@ def on_shards(f: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callabl
 
 def param_specs(mesh: Mesh, params: Any) -> Any:
   """The `PartitionSpec` of every parameter."""
-  return jax.tree.map(lambda x: x.spec, state_sharding(mesh, params))
+  return jax.tree.map(lambda x: x.spec, partition.param_sharding(mesh, params))
 
 
 def abstract_state(mesh: Mesh, init: Callable[[], Any]) -> Any:

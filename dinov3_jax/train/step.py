@@ -48,6 +48,7 @@ def make_train_step(config, mesh: Mesh | None = None
   leaves parameters, moments, EMA and Gram teacher exactly as they were (`metrics["skipped"]` is 1);
   only the step goes on.
   """
+  has_gram_teacher(config)  # or its error
   graphs, shapes = abstract_modules(config)
   gradients = make_gradients(config, graphs, shapes, mesh)
   optimizer = optimizer_of(config, shapes)
@@ -83,7 +84,6 @@ def make_train_step(config, mesh: Mesh | None = None
                     teacher_temp=values["teacher_temp"], skipped=1.0 - finite)
     return new.replace(step=state.step + 1), metrics
 
-  has_gram_teacher(config)
   return step
 
 

@@ -1,8 +1,10 @@
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,28 +15,29 @@ ROOT = pathlib.Path(__file__).parents[2]
 MESH = ["--config.mesh.data=-1", "--config.mesh.fsdp=2"]
 
 
-def start(recipe, workdir, devices, **environment):
+def start(recipe, workdir, devices, *settings, **environment):
   """The command, on as many fake devices."""
   environment = dict(os.environ, **environment)
   environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
   command = [sys.executable, "-m", "dinov3_jax.main", f"--config={recipe}", *MESH,
-             f"--workdir={workdir}"]
+             f"--workdir={workdir}", *settings]
   return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE)
 
 
-def free_port():
+def start_pair(recipe, workdir, *settings):
+  """Two processes of four devices."""
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
+    address = f"127.0.0.1:{s.getsockname()[1]}"
+  return [start(recipe, workdir, 4, *settings, JAX_COORDINATOR_ADDRESS=address,
+                JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i)) for i in range(2)]
 
 
 @pytest.mark.slow
 def test_two_processes_end_where_one_does(tiny_recipe, stored, tmp_path):
   """Four devices each against eight of one; data, evaluation and checkpoints included."""
-  address = f"127.0.0.1:{free_port()}"
-  pair = [start(tiny_recipe, tmp_path / "two", 4, JAX_COORDINATOR_ADDRESS=address,
-                JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i)) for i in range(2)]
+  pair = start_pair(tiny_recipe, tmp_path / "two")
   ended = [(*process.communicate(timeout=300), process.returncode) for process in pair]
   assert [code for *_, code in ended] == [0, 0], ended
   assert "on 8 x cpu" in ended[0][0] and "on 8 x cpu" not in ended[1][0]  # one of them speaks
@@ -52,7 +55,9 @@ def test_two_processes_end_where_one_does(tiny_recipe, stored, tmp_path):
 
 
 @pytest.mark.parametrize("variables", [
-    dict(JAX_COORDINATOR_ADDRESS="127.0.0.1:1"), dict(JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="0"),
+    dict(JAX_COORDINATOR_ADDRESS="127.0.0.1:1"),
+    dict(JAX_COORDINATOR_ADDRESS="host", JAX_NUM_PROCESSES="1", JAX_PROCESS_ID="0"),
+    dict(JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="0"),
     dict(JAX_COORDINATOR_ADDRESS="127.0.0.1:1", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="2"),
     dict(JAX_COORDINATOR_ADDRESS="127.0.0.1:1", JAX_NUM_PROCESSES="two", JAX_PROCESS_ID="0")])
 def test_incomplete_variables_are_an_error(monkeypatch, variables):
@@ -62,10 +67,25 @@ def test_incomplete_variables_are_an_error(monkeypatch, variables):
     processes.join(False)
 
 
-def test_nothing_to_find_is_an_error():
-  with pytest.raises(ValueError, match="finds no TPU pod, Kubernetes, Slurm or Open MPI: set JAX_"):
+def test_nothing_to_find_is_an_error(monkeypatch):
+  for name in os.environ:
+    if name.startswith(("SLURM_", "OMPI_", "KUBERNETES_")):
+      monkeypatch.delenv(name)
+  with pytest.raises(ValueError, match="finds no TPU pod, GKE, Slurm or Open MPI: set JAX_"):
     processes.join(True)
 
 
-def test_alone_a_number_is_its_own_greatest():
-  assert processes.greatest(15) == 15
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_at_the_same_step(tiny_recipe, tmp_path):
+  workdir = tmp_path / "run"
+  pair = start_pair(tiny_recipe, workdir, "--config.train.steps=100000", "--config.evals.every=0",
+                    "--config.checkpoint.every=100000")
+  log = workdir / "metrics.jsonl"
+  deadline = time.monotonic() + 200
+  while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+    time.sleep(0.5)
+  pair[1].send_signal(signal.SIGTERM)
+  ended = [(*process.communicate(timeout=200), process.returncode) for process in pair]
+  assert [code for *_, code in ended] == [0, 0], ended
+  last, = (path.name for path in (workdir / "checkpoints").iterdir())
+  assert f"stopped by SIGTERM after step {last}" in ended[0][0]
