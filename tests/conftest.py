@@ -39,6 +39,7 @@ def get_config():
   config = base.get_config()
   config.update_from_flattened_dict({{
     "model.patch_size": 8, "model.width": 16, "model.depth": 2, "model.num_heads": 2,
+    "model.mask_k_bias": True,  # or AdamW makes steps of its gradients' rounding
     "dino.prototypes": 32, "dino.hidden": 16, "dino.bottleneck": 8,
     "ibot.prototypes": 32, "ibot.hidden": 16, "ibot.bottleneck": 8, "koleo.group": 2,
     "crops.global_sizes": (16,), "crops.local_sizes": (8,), "crops.locals": 2,

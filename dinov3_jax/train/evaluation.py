@@ -80,8 +80,8 @@ class Evaluation:
   def _forward(self, backbone: Params, images: np.ndarray) -> dict[str, np.ndarray]:
     """Features of up to a batch of images, which is filled up so that one program serves all."""
     filled = np.pad(images, ((0, self._batch - len(images)), (0, 0), (0, 0), (0, 0)))
-    images = jax.make_array_from_callback(filled.shape, self._layout, filled.__getitem__)
-    tokens = self._tokens(backbone, images)
+    placed = jax.make_array_from_callback(filled.shape, self._layout, filled.__getitem__)
+    tokens = self._tokens(backbone, placed)
     return {name: np.asarray(x)[:len(images)] for name, x in tokens.items()}
 
   def cls(self, backbone: Params, images: np.ndarray) -> np.ndarray:

@@ -1,3 +1,4 @@
+import math
 import re
 
 import chex
@@ -61,7 +62,8 @@ def test_the_recorded_figures_hold_on_any_mesh(trajectory, name, sizes):
   assert all(jax.tree.leaves(in_place)) and step._cache_size() == 1
 
 
-def test_a_step_is_the_same_on_four_devices_and_one(trajectory):
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (2, 2, 2)], ids=str)
+def test_a_step_is_the_same_on_four_shards_and_one_device(trajectory, sizes):
   """Four data shards, each with masks, KoLeo groups, Gram matrices and kept rows of its own."""
   run = trajectory("gram")
   config = run.config.copy_and_resolve_references()
@@ -71,8 +73,8 @@ def test_a_step_is_the_same_on_four_devices_and_one(trajectory):
   config.model.rope.rescale = 2.0
   config.gram.update(image_level=False, tokens="masked", stats=True)
   results = []
-  for data in (1, 4):
-    mesh = mesh_of(data, 1, 1, devices=data)
+  for shape in ((1, 1, 1), sizes):
+    mesh = mesh_of(*shape, devices=math.prod(shape))
     step, state = compile_step(config, mesh, run.state())
     batches = [jax.device_put(run.balanced_batch(i, 4, images=8), batch_sharding(mesh))
                for i in range(3)]
@@ -85,11 +87,12 @@ def test_a_step_is_the_same_on_four_devices_and_one(trajectory):
     assert set(one) == set(four) and one["skipped"] == 0
     for name in one:
       np.testing.assert_allclose(four[name], one[name], rtol=1e-4, err_msg=name)
-  # What one process does for itself in the reference needs no other device here: data parallelism
-  # sums, and gathers nothing.
-  program = compiled.as_text()
-  assert re.search(r"all-reduce(-start)?\(", program)
-  assert not re.search(r"(all-gather|all-to-all|collective-permute)(-start)?\(", program)
+  if sizes == (4, 1, 1):
+    # What one process does for itself in the reference needs no other device here: data parallelism
+    # sums, and gathers nothing.
+    program = compiled.as_text()
+    assert re.search(r"all-reduce(-start)?\(", program)
+    assert not re.search(r"(all-gather|all-to-all|collective-permute)(-start)?\(", program)
 
 
 @pytest.mark.slow
@@ -197,11 +200,12 @@ def test_a_batch_is_placed_shard_by_shard():
 
 
 class Chip:
-  """A TPU of a slice, as far as a mesh looks at it."""
+  """A device of a slice, as far as a mesh looks at it."""
 
-  platform, device_kind, process_index = "tpu", "TPU v5", 0
+  device_kind, process_index = "TPU v5", 0
 
-  def __init__(self, slice_index, i):
+  def __init__(self, slice_index, i, platform="tpu"):
+    self.platform = platform
     self.id, self.slice_index = i, slice_index
     self.coords, self.core_on_chip = (i % 4, i // 4, 0), 0
 
@@ -217,6 +221,9 @@ def test_slices_lie_along_the_data_axis():
   config.mesh.update(data=1, fsdp=16)
   with pytest.raises(ValueError, match=r"mesh\.data=1 is no multiple of the 2 slices"):
     make_mesh(config, chips)
+  # GPUs of several hosts are no slices.
+  gpus = [Chip(i // 8, i, "gpu") for i in range(16)]
+  assert make_mesh(config, gpus).shape["fsdp"] == 16
 
 
 @pytest.mark.parametrize("asked", [(2, 1, 1), (-1, 3, 1), (-1, -1, 8), (16, 1, 1), (-1, 8, 0)])
