@@ -63,8 +63,8 @@ def test_what_cannot_work_gets_one_line(tiny_recipe, arguments, said):
 
 
 @pytest.mark.parametrize("text, said", [
-  ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 265.82G of 95.74G hbm. Exceeded "
-   "hbm capacity by 170.08G.\n\nTotal hbm usage >= 266G", "265.82G of 95.74G"),
+  ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 265.82G of 95.74G hbm. "
+   "Exceeded hbm capacity by 170.08G.\n\nTotal hbm usage >= 266G", "265.82G of 95.74G"),
   ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
    "(32.08G) exceeds available HBM (31.25G).",
    "beside its arguments it takes 32.08 GiB, of 31.25 GiB; take more devices for mesh.fsdp"),
