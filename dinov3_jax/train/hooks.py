@@ -180,12 +180,11 @@ class LogLine:
       speed = metrics["images_per_second"]
       left = timedelta(seconds=round((self._steps - step) * self._images / speed))
       parts.append(f"{speed:.4g} images/s")
-      if "tflops_per_chip_full" in metrics:
-        parts.append(f"a chip {metrics['images_per_second_per_chip']:.4g} images/s and "
+      if "mfu_full" in metrics:  # of a chip that is known
+        parts.append(f"a chip {metrics['images_per_second_per_chip']:.4g} images/s, "
                      f"{metrics['tflops_per_chip_full']:.3g} TFLOP/s "
-                     f"({metrics['tflops_per_chip_executed']:.3g} executed)")
-      if "mfu_full" in metrics:
-        parts.append(f"MFU {metrics['mfu_full']:.1%} ({metrics['mfu_executed']:.1%})")
+                     f"({metrics['tflops_per_chip_executed']:.3g} executed), "
+                     f"MFU {metrics['mfu_full']:.1%} ({metrics['mfu_executed']:.1%})")
       parts += [f"waiting for data {metrics['data_wait']:.0%}", f"{left} left"]
     if metrics.get("skipped"):
       parts.append(f"{metrics['skipped']} skipped")

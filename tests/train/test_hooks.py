@@ -10,6 +10,7 @@ import pytest
 import rich.console
 
 from dinov3_jax.train import hooks
+from dinov3_jax.train.flops import StepFlops
 from dinov3_jax.train.state import TrainState
 
 
@@ -52,6 +53,22 @@ def test_interval_counts_time(monkeypatch):
   values = interval.means()
   assert values["images_per_second"] == pytest.approx(16 / 6)
   assert values["data_wait"] == pytest.approx(2 / 6)
+
+
+def test_utilisation_counts_all_operations_and_those_executed(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+  interval = hooks.Interval(images=8, chips=4, peak=1e12)
+  for _ in range(2):
+    now[0] += 3
+    interval.add({"skipped": jnp.float32(0)}, waited=0.3, flops=StepFlops(6e12, executed=4.5e12))
+  values = interval.means()
+  assert values["images_per_second_per_chip"] == pytest.approx(16 / 6 / 4)
+  assert values["tflops_per_chip_full"] == pytest.approx(0.5)
+  assert values["mfu_full"] == pytest.approx(0.5) and values["mfu_executed"] == pytest.approx(0.375)
+  line = hooks.LogLine(steps=10, images=8).describe(2, values)
+  assert ("2.667 images/s  a chip 0.6667 images/s, 0.5 TFLOP/s (0.375 executed), MFU 50.0% (37.5%)"
+          "  waiting for data 10%") in line
 
 
 def test_json_lines_drop_what_will_be_done_again(tmp_path):
