@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-STEPS = 1000
+STEPS = 1200
 
 
 def get_config() -> ConfigDict:
@@ -37,6 +37,6 @@ def get_config() -> ConfigDict:
                       local_scale=(0.2, 0.6), color_strength=0.0)
   config.data.update(source="openmoji:base", workers=0)
   config.train.update(steps=STEPS, batch_size=64, dtype="float32")
-  config.checkpoint.update(every=250, keep=1, keep_every=0)
-  config.evals.update(every=250, knn_k=5, image_size=32, picture_size=96, pictures=9)
+  config.checkpoint.update(every=300, keep=1, keep_every=0)
+  config.evals.update(every=300, knn_k=5, image_size=32, picture_size=96, pictures=9)
   return config
