@@ -17,7 +17,7 @@ from dinov3_jax.evals import pca
 from dinov3_jax.evals.knn import knn_accuracy
 from dinov3_jax.models.partition import DATA_AXES, local_spec
 from dinov3_jax.train.objective import merge, normalise
-from dinov3_jax.train.sharding import batch_sharding, data_shards, on_shards, param_specs
+from dinov3_jax.train.sharding import data_shards, local_shards, on_shards, param_specs, place_batch
 from dinov3_jax.train.state import Params, TrainState, abstract_modules
 
 log = logging.getLogger(__name__)
@@ -25,26 +25,40 @@ log = logging.getLogger(__name__)
 BATCH = 64  # images that go through the network at once, about
 
 
-def read_images(source: Source, indices: Sequence[int], size: int, batch: int
-                ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Batches of images uint8 [b, size, size, 3] and their labels [b]; damaged ones are left out.
+def read_images(source: Source, indices: Sequence[int], size: int, batch: int,
+                rows: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
+  """Batches of the images that evaluations see, the last one filled up with black.
 
   The shorter side becomes 8/7 of `size` (256 for the usual 224), of which the middle is taken.
+
+  Args:
+    source: of the images.
+    indices: which ones.
+    size: side of what is taken, pixels.
+    batch: how many at once.
+    rows: of every batch that are read here; None for all.
+
+  Yields:
+    `images` uint8 [rows, size, size, 3], `labels` int32 [rows] and `found` bool [rows]: black, -1
+    and false where an image is damaged or there is none.
   """
+  nothing = np.zeros((size, size, 3), np.uint8), -1, False
 
   def read(index):
     try:
-      item = source[int(index)]
+      item = source[int(index)] if index >= 0 else None
     except DamagedImage:
-      return None
-    return center_crop(item["image"], size, size * 8 // 7), item["label"]
+      item = None
+    if item is None:
+      return nothing
+    return center_crop(item["image"], size, size * 8 // 7), item["label"], True
 
+  filled = np.full((-(-len(indices) // batch), batch), -1)
+  filled.flat[:len(indices)] = indices
   with ThreadPoolExecutor() as threads:
-    for i in range(0, len(indices), batch):
-      found = [item for item in threads.map(read, indices[i:i + batch]) if item is not None]
-      if found:
-        images, labels = zip(*found)
-        yield np.stack(images), np.array(labels)
+    for chosen in filled if rows is None else filled[:, rows]:
+      images, labels, found = zip(*threads.map(read, chosen))
+      yield dict(images=np.stack(images), labels=np.array(labels, np.int32), found=np.array(found))
 
 
 class Evaluation:
@@ -61,9 +75,11 @@ class Evaluation:
     if held_out.labels is None:
       log.info("no k-NN evaluation: the images have no labels")
     shards = data_shards(mesh)
-    self._batch = -(-BATCH // shards) * shards
-    self._layout = batch_sharding(mesh)
+    self._mesh, self._batch = mesh, -(-BATCH // shards) * shards
+    # Of every batch, a process reads what its devices take.
+    self._rows = np.arange(self._batch).reshape(shards, -1)[local_shards(mesh)].ravel()
     self._tokens = _make_tokens(config, mesh)
+    self._whole = jax.jit(lambda labels: labels, out_shardings=NamedSharding(mesh, P()))
 
   def __call__(self, step: int, state: TrainState, metrics: dict[str, float]):
     if step % self._evals.every and step != self._steps:
@@ -78,28 +94,30 @@ class Evaluation:
     pass
 
   def _forward(self, backbone: Params, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Features of up to a batch of images, which is filled up so that one program serves all."""
-    filled = np.pad(images, ((0, self._batch - len(images)), (0, 0), (0, 0), (0, 0)))
-    placed = jax.make_array_from_callback(filled.shape, self._layout, filled.__getitem__)
-    tokens = self._tokens(backbone, placed)
-    return {name: np.asarray(x)[:len(images)] for name, x in tokens.items()}
+    placed = place_batch(dict(images=images), self._mesh)["images"]
+    return jax.device_get(self._tokens(backbone, placed))
 
   def cls(self, backbone: Params, images: np.ndarray) -> np.ndarray:
-    """The CLS features [b, D], float32, of up to a batch of images uint8 [b, S, S, 3]."""
+    """The CLS features of a batch, float32 [batch, D], from this process's share of its images."""
     return self._forward(backbone, images)["cls"]
 
   def knn(self, features: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
     """The k-NN accuracies top1 and top5, shares of 1, of any features of the held-out images.
 
     Args:
-      features: of up to a batch of images, uint8 [b, S, S, 3] -> float32 [b, D].
+      features: of a batch, float32 [batch, D], from this process's share of its images, uint8
+        [rows, S, S, 3]; the only process has all of them.
     """
 
     def extract(source, indices):  # of the images that have a label and can be read
       indices = [i for i in indices if source.labels[i] >= 0]
-      found, labels = zip(*((features(images), labels) for images, labels in
-                            read_images(source, indices, self._evals.image_size, self._batch)))
-      return np.concatenate(found), np.concatenate(labels)
+      rows, every_label = [], []
+      for batch in read_images(source, indices, self._evals.image_size, self._batch, self._rows):
+        labels = place_batch(dict(labels=batch["labels"]), self._mesh)["labels"]
+        rows.append(features(batch["images"]))
+        every_label.append(jax.device_get(self._whole(labels)))
+      rows, labels = np.concatenate(rows), np.concatenate(every_label)
+      return rows[labels >= 0], labels[labels >= 0]
 
     count = min(self._evals.knn_images, len(self._bank))
     chosen = np.sort(np.random.default_rng(0).choice(len(self._bank), count, replace=False))
@@ -112,12 +130,12 @@ class Evaluation:
     # Evenly spread, for neighbours in a source are often alike.
     count = min(self._evals.pictures, len(self._held_out), self._batch)
     chosen = np.arange(count) * len(self._held_out) // max(count, 1)
-    for images, _ in read_images(self._held_out, chosen, self._evals.picture_size, self._batch):
-      patches = self._forward(backbone, images)["patches"]
+    for batch in read_images(self._held_out, chosen, self._evals.picture_size, self._batch):
+      patches = self._forward(backbone, batch["images"][self._rows])["patches"][batch["found"]]
       side = round(patches.shape[1] ** 0.5)
-      patches = patches.reshape(len(images), side, side, -1)
-      if jax.process_index() == 0:
-        pca.save(path, pca.pca_picture(images, patches))
+      if jax.process_index() == 0 and len(patches):
+        patches = patches.reshape(len(patches), side, side, -1)
+        pca.save(path, pca.pca_picture(batch["images"][batch["found"]], patches))
 
 
 def _make_tokens(config, mesh: Mesh):

@@ -1,3 +1,4 @@
+import chex
 import jax
 import numpy as np
 import pytest
@@ -85,13 +86,25 @@ def test_features_are_those_of_the_model(config, state, images, tmp_path):
   model = nnx.merge(abstract_modules(config)[0]["backbone"], backbone)
   expected = jax.jit(lambda x: model(x)["cls"])(
     normalise(some[:, None], config.crops.mean, config.crops.std, np.float32))
-  np.testing.assert_allclose(evaluate.cls(backbone, some), expected, rtol=1e-5, atol=1e-5)
+  batch = np.zeros((evaluation.BATCH, *some.shape[1:]), np.uint8)
+  batch[:3] = some
+  np.testing.assert_allclose(evaluate.cls(backbone, batch)[:3], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_read_images_leaves_damaged_ones_out(images):
   source = FolderSource(images, "val")
   batches = list(evaluation.read_images(source, range(len(source)), SIZE, 4))
-  assert [len(x) for x, _ in batches] == [4, 4, 2]  # the broken one was among the last three
-  assert all(x.shape[1:] == (SIZE, SIZE, 3) and x.dtype == np.uint8 for x, _ in batches)
-  labels = np.concatenate([labels for _, labels in batches])
-  assert sorted(labels) == [0] * 5 + [1] * 5
+  assert all(b["images"].shape == (4, SIZE, SIZE, 3) and b["images"].dtype == np.uint8
+             for b in batches)
+  found, labels, black = (np.concatenate(x) for x in zip(*(
+    (b["found"], b["labels"], ~b["images"].any((1, 2, 3))) for b in batches)))
+  assert len(found) == 12 and found.sum() == 10  # one is broken, and one row is left over
+  assert sorted(labels[found]) == [0] * 5 + [1] * 5 and (labels[~found] == -1).all()
+  np.testing.assert_array_equal(black, ~found)
+
+
+def test_processes_read_their_own_rows(images):
+  source = FolderSource(images, "val")
+  every = list(evaluation.read_images(source, range(len(source)), SIZE, 4))
+  some = list(evaluation.read_images(source, range(len(source)), SIZE, 4, [1, 3]))
+  chex.assert_trees_all_equal(some, jax.tree.map(lambda x: x[[1, 3]], every))

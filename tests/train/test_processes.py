@@ -1,3 +1,4 @@
+import json
 import os
 import pathlib
 import signal
@@ -8,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dinov3_jax.train import processes
 
@@ -50,9 +52,18 @@ def test_two_processes_end_where_one_does(tiny_recipe, stored, tmp_path):
     norm = np.linalg.norm(value)
     np.testing.assert_allclose(np.linalg.norm(two[name] - value), 0, atol=1e-3 * norm, err_msg=name)
   # Written by both, and once.
-  logs = [(tmp_path / run / "metrics.jsonl").read_text().count("\n") for run in ("one", "two")]
-  assert logs == [8, 8]
-  assert len(list((tmp_path / "two" / "pictures").iterdir())) == 2
+  logs = [[json.loads(line) for line in (tmp_path / run / "metrics.jsonl").open()]
+          for run in ("one", "two")]
+  assert [[line["step"] for line in log] for log in logs] == [[*range(1, 9)]] * 2
+  # Each of the two reads half of the held-out images.
+  assert logs[0][-1]["knn_top1"] == logs[1][-1]["knn_top1"]
+  names = [sorted(path.name for path in (tmp_path / run / "pictures").iterdir())
+           for run in ("one", "two")]
+  assert names[0] == names[1] and len(names[0]) == 2
+  for name in names[0]:
+    one, two = (np.asarray(Image.open(tmp_path / run / "pictures" / name), np.int32)
+                for run in ("one", "two"))
+    np.testing.assert_allclose(two, one, atol=3)
 
 
 @pytest.mark.parametrize("variables", [
