@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-STEPS = 1200
+STEPS = 800
 
 
 def get_config() -> ConfigDict:
@@ -25,9 +25,8 @@ def get_config() -> ConfigDict:
   # Fewer prototypes than crops in a batch, and a cold teacher: both speed up the first steps.
   for head in (config.dino, config.ibot):
     head.update(prototypes=128, hidden=256, bottleneck=64)
-  config.koleo.weight = 0.5
   config.schedules.update(
-    lr=base.cosine(1.5e-3, 1e-6, warmup_steps=50),
+    lr=base.cosine(1e-3, 1e-6, warmup_steps=50),
     weight_decay=base.constant(0.04),
     momentum=base.cosine(0.97, 1.0),
     teacher_temp=base.linear(0.01, 0.03, STEPS))
@@ -38,6 +37,6 @@ def get_config() -> ConfigDict:
                       local_scale=(0.2, 0.6), color_strength=0.0)
   config.data.update(source="openmoji:base", workers=0)
   config.train.update(steps=STEPS, batch_size=64, dtype="float32")
-  config.checkpoint.update(every=300, keep=1, keep_every=0)
-  config.evals.update(every=300, knn_k=5, image_size=32, picture_size=96, pictures=9)
+  config.checkpoint.update(every=200, keep=1, keep_every=0)
+  config.evals.update(every=200, image_size=32, picture_size=96, pictures=9)
   return config
