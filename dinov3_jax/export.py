@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from dinov3_jax.data.preprocess import preprocess
+from dinov3_jax.main import fail
 from dinov3_jax.weights import files, huggingface, loading, naming
 
 Format = Literal["hf", "official", "safetensors"]
@@ -163,7 +165,7 @@ def _write_json(path: pathlib.Path, content: Mapping[str, Any]):
   path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def main():
+def main() -> int:
   parser = argparse.ArgumentParser(prog="python -m dinov3_jax.export", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
@@ -178,10 +180,11 @@ def main():
     written = export(args.checkpoint, args.format, args.out, name=args.name, network=args.network,
                      heads=args.heads)
   except (OSError, ValueError, ModuleNotFoundError) as error:
-    parser.exit(1, f"{error}\n")
+    return fail(error)
   for path in written:
     print(path)
+  return 0
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

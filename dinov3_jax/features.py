@@ -42,6 +42,7 @@ from rich.progress import (
 from dinov3_jax.data.preprocess import Preprocess, preprocess
 from dinov3_jax.data.rows import Rows, read
 from dinov3_jax.data.sources import SUFFIXES, DamagedImage
+from dinov3_jax.main import fail
 from dinov3_jax.models.partition import DATA_AXES
 from dinov3_jax.models.variants import variant
 from dinov3_jax.weights import loading
@@ -288,12 +289,6 @@ def main() -> int:
   shapes = ", ".join(f"{key} {list(x.shape)}" for key, x in arrays.items())
   print(f"{out}: {shapes} of {len(names)} images")
   return 0
-
-
-def fail(error: Exception | str, code: int = 1) -> int:
-  """Prints an error that needs no trace."""
-  print(f"error: {error}", file=sys.stderr)
-  return code
 
 
 if __name__ == "__main__":

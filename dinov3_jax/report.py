@@ -12,6 +12,7 @@ from etils import epath
 
 from dinov3_jax.data.sources import open_source
 from dinov3_jax.evals.knn import raw_pixels
+from dinov3_jax.main import fail
 from dinov3_jax.train import checkpoint, sharding
 from dinov3_jax.train.evaluation import Evaluation
 from dinov3_jax.train.state import init_state
@@ -66,8 +67,7 @@ def main() -> int:
   try:
     print(report(arguments.workdir, arguments.split))
   except (ValueError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 1
+    return fail(error)
   return 0
 
 

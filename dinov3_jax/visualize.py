@@ -21,7 +21,8 @@ from PIL import Image
 from dinov3_jax.data.preprocess import Preprocess
 from dinov3_jax.data.sources import DamagedImage, decode
 from dinov3_jax.evals import pca
-from dinov3_jax.features import add_model_flags, fail, open_model, parse_size, patch_side
+from dinov3_jax.features import add_model_flags, open_model, parse_size, patch_side
+from dinov3_jax.main import fail
 
 SHORTER_SIDE = 512
 

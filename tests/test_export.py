@@ -177,7 +177,8 @@ def test_the_command(make_run, config, tmp_path, monkeypatch, capsys):
   call = ["export", str(run), "--format", "safetensors", "--out", str(out), "--network", "student"]
   monkeypatch.setattr(sys, "argv", call)
   monkeypatch.delitem(sys.modules, "dinov3_jax.export")
-  runpy.run_module("dinov3_jax.export", run_name="__main__")
+  with pytest.raises(SystemExit, match="0"):
+    runpy.run_module("dinov3_jax.export", run_name="__main__")
   assert capsys.readouterr().out.split() == [
       str(out / name) for name in ("config.json", "model.safetensors", "preprocessor_config.json")]
   assert json.loads((out / "config.json").read_text())["dinov3_jax"]["width"] == 32
@@ -185,4 +186,4 @@ def test_the_command(make_run, config, tmp_path, monkeypatch, capsys):
   with pytest.raises(SystemExit) as error:
     runpy.run_module("dinov3_jax.export", run_name="__main__")
   assert error.value.code == 1 and capsys.readouterr().err == (
-      f"{out} is not empty: choose another --out{os.linesep}")
+      f"error: {out} is not empty: choose another --out{os.linesep}")
