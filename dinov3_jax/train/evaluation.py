@@ -78,7 +78,9 @@ class Evaluation:
     self._mesh, self._batch = mesh, -(-BATCH // shards) * shards
     # Of every batch, a process reads what its devices take.
     self._rows = np.arange(self._batch).reshape(shards, -1)[local_shards(mesh)].ravel()
-    self._tokens = _make_tokens(config, mesh)
+    self._pictures = min(config.evals.pictures, len(held_out), self._batch)
+    self._cls = _make_forward(config, mesh, "cls", self._batch)
+    self._patches = _make_forward(config, mesh, "patches", self._pictures)
     self._whole = jax.jit(lambda labels: labels, out_shardings=NamedSharding(mesh, P()))
 
   def __call__(self, step: int, state: TrainState, metrics: dict[str, float]):
@@ -93,13 +95,9 @@ class Evaluation:
   def close(self):
     pass
 
-  def _forward(self, backbone: Params, images: np.ndarray) -> dict[str, np.ndarray]:
-    placed = place_batch(dict(images=images), self._mesh)["images"]
-    return jax.device_get(self._tokens(backbone, placed))
-
   def cls(self, backbone: Params, images: np.ndarray) -> np.ndarray:
     """The CLS features of a batch, float32 [batch, D], from this process's share of its images."""
-    return self._forward(backbone, images)["cls"]
+    return jax.device_get(self._cls(backbone, place_batch(images, self._mesh)))
 
   def knn(self, features: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
     """The k-NN accuracies top1 and top5, shares of 1, of any features of the held-out images.
@@ -113,9 +111,9 @@ class Evaluation:
       indices = [i for i in indices if source.labels[i] >= 0]
       rows, every_label = [], []
       for batch in read_images(source, indices, self._evals.image_size, self._batch, self._rows):
-        labels = place_batch(dict(labels=batch["labels"]), self._mesh)["labels"]
+        labels = self._whole(place_batch(batch["labels"], self._mesh))
         rows.append(features(batch["images"]))
-        every_label.append(jax.device_get(self._whole(labels)))
+        every_label.append(jax.device_get(labels))
       rows, labels = np.concatenate(rows), np.concatenate(every_label)
       return rows[labels >= 0], labels[labels >= 0]
 
@@ -128,30 +126,32 @@ class Evaluation:
 
   def _draw(self, backbone: Params, path: epath.Path):
     # Evenly spread, for neighbours in a source are often alike.
-    count = min(self._evals.pictures, len(self._held_out), self._batch)
-    chosen = np.arange(count) * len(self._held_out) // max(count, 1)
+    chosen = np.arange(self._pictures) * len(self._held_out) // max(self._pictures, 1)
     for batch in read_images(self._held_out, chosen, self._evals.picture_size, self._batch):
-      patches = self._forward(backbone, batch["images"][self._rows])["patches"][batch["found"]]
+      mine = place_batch(batch["images"][self._rows], self._mesh)
+      patches = jax.device_get(self._patches(backbone, mine))
       side = round(patches.shape[1] ** 0.5)
-      if jax.process_index() == 0 and len(patches):
-        patches = patches.reshape(len(patches), side, side, -1)
-        pca.save(path, pca.pca_picture(batch["images"][batch["found"]], patches))
+      found = np.flatnonzero(batch["found"])
+      if jax.process_index() == 0 and len(found):
+        patches = patches[found].reshape(len(found), side, side, -1)
+        pca.save(path, pca.pca_picture(batch["images"][found], patches))
 
 
-def _make_tokens(config, mesh: Mesh):
-  """The jitted forward of a backbone: images uint8 [B, S, S, 3] to float32 `cls` and `patches`."""
+def _make_forward(config, mesh: Mesh, name: str, count: int):
+  """The jitted forward of a backbone: images uint8 [B, S, S, 3] to their float32 tokens `name`, cls
+  or patches, those of the first `count` images alone."""
   graphs, shapes = abstract_modules(config)
   layout = param_specs(mesh, shapes["backbone"]) if mesh.size > 1 else None
   dtype = jnp.dtype(config.train.dtype)
   crops = config.crops
 
-  def tokens(backbone: Params, images: jax.Array) -> dict[str, jax.Array]:
+  def tokens(backbone: Params, images: jax.Array) -> jax.Array:
     images = normalise(images[:, None], crops.mean, crops.std, dtype)
     model = merge(graphs["backbone"], backbone, layout, dtype)
     out, _ = model.forward_crops(images, layout=layout and layout["blocks"])
-    return {name: out[name].astype(jnp.float32) for name in ("cls", "patches")}
+    return out[name].astype(jnp.float32)
 
   if layout:
     tokens = on_shards(tokens, mesh, (jax.tree.map(local_spec, layout), P(DATA_AXES)),
                        P(DATA_AXES))
-  return jax.jit(tokens, out_shardings=NamedSharding(mesh, P()))
+  return jax.jit(lambda *args: tokens(*args)[:count], out_shardings=NamedSharding(mesh, P()))

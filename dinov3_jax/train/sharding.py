@@ -62,8 +62,13 @@ def local_shards(mesh: Mesh) -> list[int]:
   return np.flatnonzero(np.reshape(here, (data_shards(mesh), -1)).any(axis=1)).tolist()
 
 
-def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """A batch on the devices, from what each process has of it: its `local_shards`, in order."""
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+  """A batch on the devices, from what each process has of it: its `local_shards`, in order.
+
+  Args:
+    batch: arrays, one or a tree of them, whose first axis are the images.
+    mesh: of the devices.
+  """
   local, layout = local_shards(mesh), batch_sharding(mesh)
 
   def place(x):
@@ -75,7 +80,7 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
 
     return jax.make_array_from_callback((rows * data_shards(mesh), *x.shape[1:]), layout, part)
 
-  return {name: place(x) for name, x in batch.items()}
+  return jax.tree.map(place, batch)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
