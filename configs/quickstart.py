@@ -8,8 +8,8 @@ drawings, where one standard error is 2 %, 57.8 and 56.6 % for the teachers of t
 47.9 % for their untrained networks, 55.9 % for raw pixels. On the 1,323 training and validation
 drawings, each left out in turn with all variants of its emoji, 58.1 % for the first teacher, 48.5 %
 and 55.9 %; with 5 neighbours, which suit raw pixels better, 57.8, 48.8 and 58.4 %. The recipe was
-chosen on these, never on test drawings; in a run of 1,000 steps
-the accuracy stood still from step 500 on.
+chosen on these, never on test drawings; in a run of 1,000 steps the accuracy stood still from step
+500 on.
 """
 
 from ml_collections import ConfigDict
