@@ -23,7 +23,7 @@ def command(*arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize("topology, devices, mesh", [
   ("v5e:2x4", 8, ["--config.mesh.fsdp=4"]),
-  ("tpu7x:2x2x1", 8, ["--config.mesh.fsdp=4", "--config.mesh.tensor=2"])])
+  ("v5p:2x2x2", 8, ["--config.mesh.fsdp=4", "--config.mesh.tensor=2"])])
 def test_the_step_compiles_for_a_topology(tiny_recipe, tmp_path, topology, devices, mesh):
   """At a width at which a chip's tiles need no padding."""
   done = command(
@@ -47,7 +47,7 @@ def test_the_step_compiles_for_a_topology(tiny_recipe, tmp_path, topology, devic
 
 @pytest.mark.parametrize("arguments, said", [
   (["--topology=v9:8x8"], "libtpu knows no topology 'v9:8x8'; it wants a generation and the chips"),
-  (["--topology=v5e:2x4", "--config.mesh.data=3"],
+  (["--topology=tpu7x:2x2x1", "--config.mesh.data=3"],  # a chip is two devices
    "the mesh data=3 x fsdp=1 x tensor=1 does not match 8 devices"),
   (["--topology=v5e:2x4", "--config.train.batch_size=12"],
    "a batch of 12 images cannot be spread over 8 data shards; take a multiple of 8"),
