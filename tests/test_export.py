@@ -177,8 +177,9 @@ def test_the_command(make_run, config, tmp_path, monkeypatch, capsys):
   call = ["export", str(run), "--format", "safetensors", "--out", str(out), "--network", "student"]
   monkeypatch.setattr(sys, "argv", call)
   monkeypatch.delitem(sys.modules, "dinov3_jax.export")
-  with pytest.raises(SystemExit, match="0"):
+  with pytest.raises(SystemExit) as done:
     runpy.run_module("dinov3_jax.export", run_name="__main__")
+  assert done.value.code == 0
   assert capsys.readouterr().out.split() == [
       str(out / name) for name in ("config.json", "model.safetensors", "preprocessor_config.json")]
   assert json.loads((out / "config.json").read_text())["dinov3_jax"]["width"] == 32

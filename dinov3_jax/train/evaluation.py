@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -79,9 +80,7 @@ class Evaluation:
     # Of every batch, a process reads what its devices take.
     self._rows = np.arange(self._batch).reshape(shards, -1)[local_shards(mesh)].ravel()
     self._pictures = min(config.evals.pictures, len(held_out), self._batch)
-    self._cls = _make_forward(config, mesh, "cls", self._batch)
-    self._patches = _make_forward(config, mesh, "patches", self._pictures)
-    self._whole = jax.jit(lambda labels: labels, out_shardings=NamedSharding(mesh, P()))
+    self._tokens = _make_tokens(config, mesh)
 
   def __call__(self, step: int, state: TrainState, metrics: dict[str, float]):
     if step % self._evals.every and step != self._steps:
@@ -97,7 +96,7 @@ class Evaluation:
 
   def cls(self, backbone: Params, images: np.ndarray) -> np.ndarray:
     """The CLS features of a batch, float32 [batch, D], from this process's share of its images."""
-    return jax.device_get(self._cls(backbone, place_batch(images, self._mesh)))
+    return jax.device_get(self._tokens(backbone, place_batch(images, self._mesh), "cls"))
 
   def knn(self, features: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
     """The k-NN accuracies top1 and top5, shares of 1, of any features of the held-out images.
@@ -109,12 +108,12 @@ class Evaluation:
 
     def extract(source, indices):  # of the images that have a label and can be read
       indices = [i for i in indices if source.labels[i] >= 0]
-      rows, every_label = [], []
+      rows, labels = [], []
       for batch in read_images(source, indices, self._evals.image_size, self._batch, self._rows):
-        labels = self._whole(place_batch(batch["labels"], self._mesh))
         rows.append(features(batch["images"]))
-        every_label.append(jax.device_get(labels))
-      rows, labels = np.concatenate(rows), np.concatenate(every_label)
+        labels.append(multihost_utils.process_allgather(
+          place_batch(batch["labels"], self._mesh), tiled=True))
+      rows, labels = np.concatenate(rows), np.concatenate(labels)
       return rows[labels >= 0], labels[labels >= 0]
 
     count = min(self._evals.knn_images, len(self._bank))
@@ -129,7 +128,7 @@ class Evaluation:
     chosen = np.arange(self._pictures) * len(self._held_out) // max(self._pictures, 1)
     for batch in read_images(self._held_out, chosen, self._evals.picture_size, self._batch):
       mine = place_batch(batch["images"][self._rows], self._mesh)
-      patches = jax.device_get(self._patches(backbone, mine))
+      patches = jax.device_get(self._tokens(backbone, mine, "patches", self._pictures))
       side = round(patches.shape[1] ** 0.5)
       found = np.flatnonzero(batch["found"])
       if jax.process_index() == 0 and len(found):
@@ -137,21 +136,24 @@ class Evaluation:
         pca.save(path, pca.pca_picture(batch["images"][found], patches))
 
 
-def _make_forward(config, mesh: Mesh, name: str, count: int):
-  """The jitted forward of a backbone: images uint8 [B, S, S, 3] to their float32 tokens `name`, cls
-  or patches, those of the first `count` images alone."""
+def _make_tokens(config, mesh: Mesh):
+  """The jitted `tokens(backbone, images, name, count=None)`: from images uint8 [B, S, S, 3] to the
+  float32 tokens `name`, cls or patches, of the first `count` images (None: of all)."""
   graphs, shapes = abstract_modules(config)
   layout = param_specs(mesh, shapes["backbone"]) if mesh.size > 1 else None
   dtype = jnp.dtype(config.train.dtype)
   crops = config.crops
 
-  def tokens(backbone: Params, images: jax.Array) -> jax.Array:
-    images = normalise(images[:, None], crops.mean, crops.std, dtype)
-    model = merge(graphs["backbone"], backbone, layout, dtype)
-    out, _ = model.forward_crops(images, layout=layout and layout["blocks"])
-    return out[name].astype(jnp.float32)
+  def tokens(backbone: Params, images: jax.Array, name: str, count: int | None = None):
+    def forward(backbone, images):
+      images = normalise(images[:, None], crops.mean, crops.std, dtype)
+      model = merge(graphs["backbone"], backbone, layout, dtype)
+      out, _ = model.forward_crops(images, layout=layout and layout["blocks"])
+      return out[name].astype(jnp.float32)
 
-  if layout:
-    tokens = on_shards(tokens, mesh, (jax.tree.map(local_spec, layout), P(DATA_AXES)),
-                       P(DATA_AXES))
-  return jax.jit(lambda *args: tokens(*args)[:count], out_shardings=NamedSharding(mesh, P()))
+    if layout:
+      forward = on_shards(forward, mesh, (jax.tree.map(local_spec, layout), P(DATA_AXES)),
+                          P(DATA_AXES))
+    return forward(backbone, images)[:count]
+
+  return jax.jit(tokens, static_argnames=("name", "count"), out_shardings=NamedSharding(mesh, P()))
