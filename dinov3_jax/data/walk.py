@@ -71,9 +71,11 @@ def images_below(folder: str | os.PathLike, others: collections.Counter | None =
           key = _identity(entry)
           if key is None or key in lineage:
             continue
+          link = entry.stat(follow_symlinks=False)
+          link = link.st_dev, link.st_ino
           if not entry.is_symlink():
             below.append((path, lineage | {key}))
-          elif followed[link := entry.inode(), entry.stat(follow_symlinks=False).st_dev] < REPEATS:
+          elif followed[link] < REPEATS:
             followed[link] += 1
             waiting.append((path, lineage | _lineage(entry.path)))
           else:
