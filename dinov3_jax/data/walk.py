@@ -56,7 +56,7 @@ def images_below(folder: str | os.PathLike, others: collections.Counter | None =
       base, lineage = below.pop()
       try:
         with os.scandir(os.path.join(root, base)) as entries:
-          entries = list(entries)
+          entries = sorted(entries, key=lambda entry: entry.name)  # for what is refused
       except OSError as error:
         if not base:
           raise
