@@ -21,7 +21,8 @@ from PIL import Image
 from dinov3_jax.data.preprocess import Preprocess
 from dinov3_jax.data.sources import DamagedImage, decode
 from dinov3_jax.evals import pca
-from dinov3_jax.features import add_model_flags, open_model, parse_size, patch_side
+from dinov3_jax.evals.backbone import open_model, patch_side
+from dinov3_jax.features import add_model_flags, parse_size
 from dinov3_jax.main import fail
 
 SHORTER_SIDE = 512
@@ -73,7 +74,7 @@ def visualize(image: np.ndarray, model: nnx.Module, prepare: Preprocess, *, mask
 
   Args:
     image: uint8 [H, W, 3].
-    model, prepare: as from `dinov3_jax.features.open_model`.
+    model, prepare: as from `dinov3_jax.evals.backbone.open_model`.
     masked: colour the foreground alone.
     patch: (row, column) of the patch to compare all others with.
 
