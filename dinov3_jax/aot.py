@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dinov3_jax.main import UsageError, fail, read
+from dinov3_jax.main import UsageError, asks_for_help, fail, read
 
 SPARE = 0.1  # of the memory, below which a step does not count as fitting
 
@@ -190,7 +190,7 @@ def describe(r: Report) -> str:
 
 def main() -> int:
   """Runs the command; returns its exit code."""
-  if "--help" in sys.argv:
+  if asks_for_help(sys.argv):
     print(__doc__)
     return 0
   try:

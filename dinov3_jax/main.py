@@ -7,7 +7,13 @@ again goes on from the newest checkpoint in the workdir. `--profile=20` traces t
 On several hosts every process runs the same command with `--distributed`, which finds the others
 in a TPU pod, on GKE and under Slurm. Elsewhere the variables JAX_COORDINATOR_ADDRESS
 (HOST:PORT), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. All must see the same workdir.
+
+Ctrl-C, SIGTERM and SIGHUP save and stop; the exit code is then 128 + the signal's number.
 """
+
+if __name__ == "__main__":
+  from dinov3_jax import signals
+  signals.exit_at_once("interrupted before the first step")
 
 import difflib
 import logging
@@ -19,7 +25,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dinov3_jax.train import console
+from dinov3_jax import __version__, console
 
 
 class UsageError(Exception):
@@ -70,10 +76,14 @@ def load_config(path: str) -> ConfigDict:
   if not os.path.isfile(file):
     raise UsageError(f"no config file {file}")
   try:
-    return runpy.run_path(file)["get_config"](*argument)
+    config = runpy.run_path(file)["get_config"](*argument)
   except Exception as error:
     reason = " ".join(str(error.args[0] if error.args else "").split())
     raise UsageError(f"{file} is no valid config: {type(error).__name__}: {reason}") from error
+  if not isinstance(config, ConfigDict):
+    raise UsageError(f"{file} is no valid config: its get_config returns a "
+                     f"{type(config).__name__}, not a ConfigDict as that of configs/base.py")
+  return config
 
 
 def check_overrides(config: ConfigDict, argv: list[str]):
@@ -99,8 +109,11 @@ def check_overrides(config: ConfigDict, argv: list[str]):
 
 def main() -> int:
   """Runs the command; returns its exit code."""
-  if "--help" in sys.argv:
+  if asks_for_help(sys.argv):
     print(f"{__doc__}\nThe settings, and what they mean, are those of configs/base.py.")
+    return 0
+  if "--version" in sys.argv:
+    print(f"dinov3_jax {__version__}")
     return 0
   try:
     values = parse(sys.argv)
@@ -130,6 +143,11 @@ def main() -> int:
       raise
     return fail(compiler.explain(error))
   return 128 + run.stopped if run.stopped else 0
+
+
+def asks_for_help(argv: list[str]) -> bool:
+  """Whether the arguments ask how the command is used."""
+  return any(argument in ("-h", "-help", "--help", "-?") for argument in argv[1:])
 
 
 def fail(error: Exception | str, code: int = 1) -> int:

@@ -12,14 +12,14 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from dinov3_jax.train import checkpoint, compiler, console, hooks, processes, sharding
+from dinov3_jax import console, signals
+from dinov3_jax.train import checkpoint, compiler, hooks, processes, sharding
 from dinov3_jax.train.durable import write_text
 from dinov3_jax.train.flops import CHIPS, flops_by_crops
 from dinov3_jax.train.inputs import fetch
-from dinov3_jax.train.prepare import Run, prepare, restore
+from dinov3_jax.train.prepare import Run, lock, prepare, restore
 from dinov3_jax.train.stability import Stability
 from dinov3_jax.train.state import TrainState, init_state
-from dinov3_jax.train.stopping import StopSignals
 from dinov3_jax.train.watching import make_watching
 from dinov3_jax.train.writer import Writer
 
@@ -56,10 +56,14 @@ def run(run: Run) -> TrainState:
       or the run has ended far outside its past.
     TooManyDamaged, OSError: from the pipeline.
     OSError: the last state cannot be written, or with `checkpoint.on_error=stop`, any.
+    Locked: another process trains in the run's folder.
     DamagedCheckpoint: there are checkpoints, but none is whole.
   """
   with contextlib.ExitStack() as stack:
-    stop = stack.enter_context(StopSignals())
+    stop = stack.enter_context(signals.Noted(
+      "saving, then stopping; once more to stop at once, without saving"))
+    if jax.process_index() == 0:
+      stack.enter_context(lock(run.workdir))
     stack.callback(run.pipeline.close)
     settings = run.config.checkpoint
     born = time.perf_counter()
@@ -78,7 +82,7 @@ def run(run: Run) -> TrainState:
   return state
 
 
-def steps(run: Run, state: TrainState, stop: StopSignals, watching, writer: Writer,
+def steps(run: Run, state: TrainState, stop: signals.Noted, watching, writer: Writer,
           stability: Stability, born: float) -> tuple[TrainState, bool, Exception | None]:
   """All steps of a run: the last state, whether it was saved, and what ended them early, if so."""
   config, last = run.config, run.config.train.steps
@@ -152,7 +156,7 @@ def save(run: Run, step: int, state: TrainState, position: Any, watching, writer
   return writer.save(step, state, position, run.config)
 
 
-def agree(run: Run, stop: StopSignals, writer: Writer, logs: bool) -> tuple[int, bool]:
+def agree(run: Run, stop: signals.Noted, writer: Writer, logs: bool) -> tuple[int, bool]:
   """The signal that asks to stop, 0 without, and whether a checkpoint is due by time.
 
   Processes must not part: with several, both wait for a step that logs, at which all ask for it.

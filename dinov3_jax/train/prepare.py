@@ -11,6 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dinov3_jax.data.lock import FolderLock
 from dinov3_jax.data.pipeline import Pipeline
 from dinov3_jax.data.sources import Source
 from dinov3_jax.train import checkpoint, compiler, processes, sharding
@@ -67,8 +68,8 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
   Raises:
     ValueError: settings that do not fit together, a source that cannot be opened, a checkpoint of
       another architecture or of more steps than there shall be.
-    OSError: a workdir that cannot be written, a checkpoint that is not there, or none that is
-      whole.
+    OSError: a workdir that cannot be written or that another process trains in, a checkpoint that
+      is not there, or none that is whole.
     TooManyDamaged: images that cannot be read.
   """
   workdir = epath.Path(workdir).expanduser()
@@ -77,6 +78,9 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
   source = open_split(config, "train")
   pipeline = open_pipeline(config, source, mesh)
   check_writable(workdir)
+  if jax.process_index() == 0:
+    with lock(workdir):  # to refuse it now; the run takes it again
+      pass
 
   abstract_state = sharding.abstract_state(mesh, functools.partial(init_state, config))
   memory = mesh.local_devices[0].memory_stats() or {}
@@ -192,6 +196,11 @@ def jit_step(config: ConfigDict, mesh: Mesh, abstract_state: TrainState) -> Call
   layout = jax.tree.map(lambda x: x.sharding, abstract_state)
   return jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=(layout, None),
                  compiler_options=compiler.options(mesh.devices.flat[0].platform))
+
+
+def lock(workdir: epath.Path) -> FolderLock:
+  """Keeps a second run out of a run's folder."""
+  return FolderLock(workdir, "a training run")
 
 
 def check_writable(workdir: epath.Path):
