@@ -1,0 +1,106 @@
+"""PyTorch's files, of which only arrays and plain containers are read; no code of theirs runs."""
+
+import argparse
+import os
+import pathlib
+import pickle
+import re
+import zipfile
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from dinov3_jax.weights.contents import AGAIN, reject_impostors
+
+SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+
+
+def read(path: pathlib.Path) -> Any:
+  """What a file holds: arrays (views of the mapped file), and containers and values around them.
+
+  Raises:
+    ValueError: it is no such file, is damaged, or holds what only running its code could open.
+    ModuleNotFoundError: there is no PyTorch.
+  """
+  reject_impostors(path)
+  try:
+    import torch
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"only PyTorch can read {path.name}: pip install torch, or take the "
+                              "safetensors files of the same weights from Hugging Face") from error
+  is_zip = _is_zip(path)
+  try:
+    # Training scripts store their command line beside the weights; it is a plain container.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+      content = torch.load(path, "cpu", weights_only=True, mmap=is_zip)
+  except OSError as error:
+    if error.errno is not None:
+      raise
+    raise _explained(path, error) from error
+  except Exception as error:  # damaged pickles raise whatever the damage leads to
+    raise _explained(path, error) from error
+  return _convert(content, path, path.stat().st_size)
+
+
+def _is_zip(path: pathlib.Path) -> bool:
+  """Whether a file is PyTorch's zip archive; the other kind that it writes is a bare pickle."""
+  with path.open("rb") as file:
+    head = file.read(4)
+  if not zipfile.is_zipfile(path):
+    if head == b"PK\3\4":
+      raise ValueError(f"{path} is cut off: {AGAIN}")
+    if head[:1] != b"\x80":
+      raise ValueError(f"{path} is no file of PyTorch: {AGAIN}, or give the file itself")
+    return False
+  try:
+    with zipfile.ZipFile(path) as archive:
+      names = archive.namelist()
+  except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+    raise _explained(path, error) from error
+  if any(name.endswith("/constants.pkl") for name in names):
+    raise ValueError(f"{path} is a TorchScript program, not weights: save its state_dict() instead")
+  if not any(name.endswith("/data.pkl") for name in names):
+    raise ValueError(f"{path} is a zip archive, but not one of PyTorch's: unpack it first")
+  return True
+
+
+def _explained(path: pathlib.Path, error: Exception) -> ValueError:
+  """An error of PyTorch in one line; its own advises to run what the file says."""
+  text = str(error)
+  code = re.search(r"GLOBAL (\S+)", text) or re.search(r"(?:class|function|type) (\S+)", text)
+  if isinstance(error, pickle.UnpicklingError) and "eights" in text and code:
+    return ValueError(f"{path} holds more than arrays ({code[1].strip('`')}), which could run code "
+                      "and is refused: load it where you trust it, and save the model's "
+                      "state_dict() alone")
+  return ValueError(f"{path} is damaged or cut off: {AGAIN}")
+
+
+def _convert(content: Any, path: pathlib.Path, size: int, depth: int = 0) -> Any:
+  """The same containers with arrays in place of tensors; deeper down than any model goes, None."""
+  import torch
+  if isinstance(content, dict):
+    return {key: _convert(value, path, size, depth + 1) for key, value in content.items()
+            } if depth < 8 else None
+  return _as_numpy(content, path, size) if isinstance(content, torch.Tensor) else content
+
+
+def _as_numpy(tensor, path: pathlib.Path, size: int) -> np.ndarray:
+  import torch
+  if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+    raise ValueError(f"{path} holds sparse or quantized tensors: save them as plain ones")
+  tensor = tensor.detach()
+  # A view that repeats its elements may claim any size.
+  if tensor.numel() * tensor.element_size() > size:
+    raise ValueError(f"{path} holds a tensor {list(tensor.shape)}, which is larger than the file")
+  try:
+    if tensor.dtype == torch.bfloat16:
+      return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+  except (TypeError, RuntimeError) as error:
+    raise ValueError(f"{path} holds tensors of {tensor.dtype}: save them as float32") from error
+
+
+def is_torch(path: str | os.PathLike) -> bool:
+  """Whether a file's name is that of a PyTorch file."""
+  return pathlib.Path(path).suffix in SUFFIXES
