@@ -26,8 +26,8 @@ def reject_impostors(path: os.PathLike):
   if not head:
     raise ValueError(f"{path} is empty: {AGAIN}")
   if start.startswith(_HTML):
-    raise ValueError(f"{path} is a web page, not what its name says: {AGAIN}, signed in if the page "
-                     "asks for it")
+    raise ValueError(f"{path} is a web page, not what its name says: {AGAIN}, signed in if the "
+                     "page asks for it")
   if start.startswith(_LFS):
     raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its "
                      "repository")
@@ -88,6 +88,5 @@ def require(document: Mapping[str, Any], key: str, default: Any, valid: Callable
   """
   value = document.get(key, default)
   if not valid(value):
-    shown = repr(value)
-    raise ValueError(f"{key} must be {what}, not {shown if len(shown) < 80 else shown[:77] + '...'}")
+    raise ValueError(f"{key} must be {what}, not {value!r:.60}")
   return value

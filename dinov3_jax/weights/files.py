@@ -4,9 +4,12 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from dinov3_jax.weights import safetensors_file, torch_file
 from dinov3_jax.weights.contents import read_json
 from dinov3_jax.weights.places import expand
+from dinov3_jax.weights.unwrapping import unwrap
 
 SUFFIXES = (safetensors_file.SUFFIX, *torch_file.SUFFIXES)
 INDEX = "model.safetensors.index.json"
@@ -14,16 +17,17 @@ INDEX = "model.safetensors.index.json"
 NAMES = (INDEX, "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 
 
-def open_file(path: str | os.PathLike) -> dict[Any, Any]:
-  """What a file or a folder holds, file by file, with arrays as views of the mapped files.
+def open_arrays(path: str | os.PathLike, network: str = "teacher") -> dict[str, np.ndarray]:
+  """The arrays of a backbone, file by file, as views of the mapped files.
 
   Args:
     path: a `.safetensors` file, an `.index.json` of several files, a `.pth`, `.pt`, `.bin` or
       `.ckpt` file (PyTorch reads it), or a folder with one of these.
+    network: "teacher" or "student", where the file has both.
 
   Returns:
-    The arrays by name; from PyTorch's files perhaps within further dicts, and with other entries.
-    A file is let go with the last of its arrays.
+    The arrays by name, without what is wrapped around them; see `unwrap`. A file is let go with the
+    last of its arrays.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -31,7 +35,12 @@ def open_file(path: str | os.PathLike) -> dict[Any, Any]:
     ModuleNotFoundError: a PyTorch file, and no PyTorch.
   """
   path = find(path)
-  return _open_shards(path) if path.name.endswith(".index.json") else _open_one(path)
+  content = _open_shards(path) if path.name.endswith(".index.json") else _open_one(path)
+  try:
+    return {name: x if isinstance(x, np.ndarray) else torch_file.as_numpy(name, x)
+            for name, x in unwrap(content, network).items()}
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
 
 
 def find(path: str | os.PathLike) -> pathlib.Path:
@@ -87,7 +96,7 @@ def _open_shards(index: pathlib.Path) -> dict[str, Any]:
 def _require_inside(index: pathlib.Path, name: str):
   """Refuses a file that is not in the index's folder or below; links there are the user's own."""
   posix, windows = pathlib.PurePosixPath(name), pathlib.PureWindowsPath(name)
-  if posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts) or "\0" in name:
-    raise ValueError(f"{index} names {name!r}, which is not in its folder: such an index is refused")
+  if posix.root or windows.anchor or ".." in (*posix.parts, *windows.parts) or "\0" in name:
+    raise ValueError(f"{index} names {name!r}, which is not in its folder, and is refused")
   if posix.suffix not in SUFFIXES:
     raise ValueError(f"{index} names {name!r}, which is no file of weights")

@@ -46,8 +46,9 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     if entry["dtype"] not in DTYPES:
       raise ValueError(f"{path}: {name} is of dtype {entry['dtype']}, which is not supported: "
                        "convert the file to float32, float16 or bfloat16")
-  # An empty file cannot be mapped.
-  data = np.asarray(np.memmap(path, np.uint8, "r", offset=8 + length)) if left else np.zeros(0, "u1")
+  # Nothing cannot be mapped.
+  data = np.memmap(path, np.uint8, "r", offset=8 + length) if left else np.zeros(0, np.uint8)
+  data = np.asarray(data)
   try:
     return {name: data[slice(*entry["data_offsets"])].view(DTYPES[entry["dtype"]])
             .reshape(entry["shape"])

@@ -17,7 +17,7 @@ SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 
 def read(path: pathlib.Path) -> Any:
-  """What a file holds: arrays (views of the mapped file), and containers and values around them.
+  """What a file holds: tensors (views of the mapped file), and containers and values around them.
 
   Raises:
     ValueError: it is no such file, is damaged, or holds what only running its code could open.
@@ -40,7 +40,7 @@ def read(path: pathlib.Path) -> Any:
     raise _explained(path, error) from error
   except Exception as error:  # damaged pickles raise whatever the damage leads to
     raise _explained(path, error) from error
-  return _convert(content, path, path.stat().st_size)
+  return content
 
 
 def _is_zip(path: pathlib.Path) -> bool:
@@ -76,29 +76,27 @@ def _explained(path: pathlib.Path, error: Exception) -> ValueError:
   return ValueError(f"{path} is damaged or cut off: {AGAIN}")
 
 
-def _convert(content: Any, path: pathlib.Path, size: int, depth: int = 0) -> Any:
-  """The same containers with arrays in place of tensors; deeper down than any model goes, None."""
-  import torch
-  if isinstance(content, dict):
-    return {key: _convert(value, path, size, depth + 1) for key, value in content.items()
-            } if depth < 8 else None
-  return _as_numpy(content, path, size) if isinstance(content, torch.Tensor) else content
+def as_numpy(name: str, tensor) -> np.ndarray:
+  """A tensor as a view.
 
-
-def _as_numpy(tensor, path: pathlib.Path, size: int) -> np.ndarray:
+  Raises:
+    ValueError: it is no plain array of numbers that NumPy has.
+  """
   import torch
   if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-    raise ValueError(f"{path} holds sparse or quantized tensors: save them as plain ones")
+    raise ValueError(f"{name} is a sparse, quantized or empty tensor: save it as a plain one")
+  size = tensor.numel() * tensor.element_size()
+  if size > max(tensor.untyped_storage().nbytes(), 2**20):
+    # A view that repeats its elements may claim any size.
+    raise ValueError(f"{name} repeats its elements to {list(tensor.shape)}: save it as a plain one")
   tensor = tensor.detach()
-  # A view that repeats its elements may claim any size.
-  if tensor.numel() * tensor.element_size() > size:
-    raise ValueError(f"{path} holds a tensor {list(tensor.shape)}, which is larger than the file")
   try:
     if tensor.dtype == torch.bfloat16:
       return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
   except (TypeError, RuntimeError) as error:
-    raise ValueError(f"{path} holds tensors of {tensor.dtype}: save them as float32") from error
+    raise ValueError(f"{name} is of {tensor.dtype}, which is not supported: save it as "
+                     "float32") from error
 
 
 def is_torch(path: str | os.PathLike) -> bool:
