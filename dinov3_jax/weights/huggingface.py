@@ -54,7 +54,8 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
   return dict(
       patch_size=count("patch_size", 16), in_channels=count("num_channels", 3),
       width=width, depth=count("num_hidden_layers", 12),
-      num_heads=count("num_attention_heads", 6), **feed_forward("swiglu" if gated else "mlp", width, hidden),
+      num_heads=count("num_attention_heads", 6),
+      **feed_forward("swiglu" if gated else "mlp", width, hidden),
       qkv_bias=qkv_bias, mask_k_bias=qkv_bias and not key_bias,
       proj_bias=flag("proj_bias", True), ffn_bias=flag("mlp_bias", True),
       norm_eps=positive("layer_norm_eps", 1e-5),
@@ -114,7 +115,8 @@ def config(settings: Mapping[str, Any], image_size: int = 224) -> dict[str, Any]
       layer_norm_eps=s.get("norm_eps", 1e-6), num_register_tokens=s.get("storage_tokens", 0),
       patch_size=s.get("patch_size", 16), num_channels=s.get("in_channels", 3),
       rope_theta=rope.get("base", 100.0), layerscale_value=1.0, image_size=image_size,
-      dtype="float32", **{f"pos_embed_{name}": rope.get(name) for name in ("shift", "jitter", "rescale")})
+      dtype="float32",
+      **{f"pos_embed_{name}": rope.get(name) for name in ("shift", "jitter", "rescale")})
 
 
 def is_repo(name: str) -> bool:

@@ -44,8 +44,9 @@ def load(name: str | None, weights: Weights | None = None, dtype: DTypeLike = jn
       "owner/name": a repository of the hub.
       a file or a folder of Hugging Face's format (in one file or several).
       a `.safetensors` file, or a `.pth`, `.pt`, `.bin` or `.ckpt` file (read by PyTorch): of the
-        reference, flat or its trainer's teacher, or of others with its names or Hugging Face's. `unwrapping.unwrap` says what may be wrapped around the arrays, and
-        `architecture.identify` which models need neither a name nor a `config.json`.
+        reference, flat or its trainer's teacher, or of others with its names or Hugging Face's.
+        `unwrapping.unwrap` says what may be wrapped around the arrays, `architecture.identify` what
+        is assumed of models that are not in the table and have no `config.json`.
       what `dinov3_jax.export` wrote.
       a checkpoint of our own trainer: the run's folder, for the newest, or one checkpoint's.
     dtype: of parameters and computation.
