@@ -105,8 +105,8 @@ def open_model(weights: str, name: str | None = None, size: int | tuple[int, int
     prepare = preprocess(path, size)
     model = loading.load(name, path, dtype, mesh)
     if channels(model) != 3:
-      raise ValueError(f"{weights} is a model of images with {channels(model)} channels, not of RGB "
-                       "images: call `dinov3_jax.load` and prepare its images yourself")
+      raise ValueError(f"{weights} is a model of images with {channels(model)} channels, not of "
+                       "RGB: call `dinov3_jax.load` and prepare its images yourself")
   patch = patch_side(model)
   wrong = [side for side in np.ravel(prepare.size).tolist() if side % patch]
   if wrong:

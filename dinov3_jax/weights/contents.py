@@ -1,7 +1,6 @@
 """What a file holds, whatever its name says; and JSON documents that others wrote."""
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -61,18 +60,13 @@ def _kind(value: Any) -> str:
 
 
 def is_count(value: Any, least: int = 1) -> bool:
-  """Whether a value of a document is a whole number of at least `least`."""
-  return isinstance(value, int) and not isinstance(value, bool) and value >= least
+  """Whether a value of a document is a whole number of at least `least` and below 2**31."""
+  return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
 
 
 def is_number(value: Any) -> bool:
-  """Whether a value of a document is a finite number that a float can hold."""
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    return False
-  try:
-    return math.isfinite(value)
-  except OverflowError:
-    return False
+  """Whether a value of a document is a number, and below 1e30, so that products are finite."""
+  return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def require(document: Mapping[str, Any], key: str, default: Any, valid: Callable[[Any], bool],

@@ -29,7 +29,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
   """
   kind = config.get("model_type")
   count = lambda key, default, least=1: require(
-      config, key, default, lambda x: is_count(x, least), f"a whole number of at least {least}")
+      config, key, default, lambda x: is_count(x, least), f"a whole number from {least} to 2**31")
   flag = lambda key, default: require(config, key, default, lambda x: isinstance(x, bool),
                                       "true or false")
   positive = lambda key, default: require(

@@ -51,7 +51,8 @@ def read(folder: pathlib.Path, convention: Convention, arrays: Mapping[str, np.n
     else:
       settings = huggingface.settings(config)
   except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
+    said = str(error).removeprefix(f"{huggingface.CONFIG} ")
+    raise ValueError(f"{path}{': ' if said == str(error) else ' '}{said}") from error
   said = dict(settings)
   if "depths" not in settings:
     said = _with_defaults(settings)
