@@ -59,7 +59,8 @@ def measure(arrays: Arrays, convention: Convention) -> dict[str, Any]:
   first = words["first"]
   gated = first + words["gated"] + ".weight" in arrays
   up = first + words["gated" if gated else "up"] + ".weight"
-  storage = shape(words["storage"], 3)[1] if words["storage"] in arrays else 0
+  storage = arrays.get(words["storage"])
+  storage = 0 if storage is None or not storage.size else shape(words["storage"], 3)[1]
   sizes = dict(width=shape(words["cls"], 3)[2], depth=_count(arrays, words["block"]),
                ffn="swiglu" if gated else "mlp", hidden=shape(up, 2)[0], storage_tokens=storage)
   stages = _count(arrays, r"patch_embed\.convs\.(\d+)\.")
@@ -75,10 +76,10 @@ def measure(arrays: Arrays, convention: Convention) -> dict[str, Any]:
 def _shape(arrays: Arrays, name: str, axes: int) -> tuple[int, ...]:
   if name not in arrays:
     raise ValueError(f"these weights do not fit any architecture; missing: {name}")
-  # Of an empty array any side can be as long as it likes.
-  if arrays[name].ndim != axes or not (arrays[name].size or arrays[name].shape[1:2] == (0,)):
+  # An empty array can claim any length of its other sides.
+  if arrays[name].ndim != axes or not arrays[name].size:
     raise ValueError(f"these weights do not fit any architecture; {name} is "
-                     f"{list(arrays[name].shape)}, expected {axes} axes")
+                     f"{list(arrays[name].shape)}, expected {axes} axes, none empty")
   return arrays[name].shape
 
 
@@ -97,21 +98,31 @@ def identify(arrays: Arrays, convention: Convention) -> Settings:
   Raises:
     ValueError: the arrays do not tell.
   """
-  there = {name: array.shape for name, array in arrays.items()
-           if array.size and not naming.BUFFERS.search(name)}
-  for row in VARIANTS.values():
-    settings = with_norms_of(arrays, row.settings)
-    entries = entries_of(abstract(settings)[1], convention, settings)
-    if there == {e.name: e.theirs for e in entries if e.name in there or not e.copy_of}:
-      return settings
   try:
     sizes = measure(arrays, convention)
+    known = _in_table(arrays, convention, sizes)
+    if known is not None:
+      return known
     settings = sizes if "depths" in sizes else _vit(arrays, convention, sizes)
   except ValueError as error:
     raise ValueError(UNKNOWN.format(error)) from error
   log.warning("of no published model: taken from the shapes of the arrays, and from the released "
               "models where these show nothing: %s", settings)
   return with_norms_of(arrays, settings)
+
+
+def _in_table(arrays: Arrays, convention: Convention, sizes: Mapping[str, Any]) -> Settings | None:
+  there = {name: array.shape for name, array in arrays.items()
+           if array.size and not naming.BUFFERS.search(name)}
+  for row in VARIANTS.values():
+    stated = {key: list(x) if isinstance(x, tuple) else x for key, x in row.settings.items()}
+    if any(stated.get(key) != sizes.get(key) for key in ("width", "depth", "depths", "dims")):
+      continue  # without the time that its shapes take
+    settings = with_norms_of(arrays, row.settings)
+    entries = entries_of(abstract(settings)[1], convention, settings)
+    if there == {e.name: e.theirs for e in entries if e.name in there or not e.copy_of}:
+      return settings
+  return None
 
 
 def _vit(arrays: Arrays, convention: Convention, sizes: dict[str, Any]) -> Settings:

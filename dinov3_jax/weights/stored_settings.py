@@ -53,9 +53,8 @@ def read(folder: pathlib.Path, convention: Convention, arrays: Mapping[str, np.n
   except ValueError as error:
     said = str(error).removeprefix(f"{huggingface.CONFIG} ")
     raise ValueError(f"{path}{': ' if said == str(error) else ' '}{said}") from error
-  said = dict(settings)
+  said = _with_defaults(settings)
   if "depths" not in settings:
-    said = _with_defaults(settings)
     said["hidden"] = hidden_width(said["ffn"], said["width"], said["ffn_ratio"], said["ffn_align"])
   for key, found in measure(arrays, convention).items():
     stated = list(said[key]) if isinstance(found, list) and key in said else said.get(key)
@@ -68,7 +67,8 @@ def read(folder: pathlib.Path, convention: Convention, arrays: Mapping[str, np.n
 
 
 def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
-  parameters = inspect.signature(VisionTransformer.__init__).parameters
+  network = ConvNeXt if "depths" in settings else VisionTransformer
+  parameters = inspect.signature(network.__init__).parameters
   return {name: p.default for name, p in parameters.items()} | dict(settings)
 
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import pickle
 import re
+import warnings
 import zipfile
 from typing import Any
 
@@ -32,7 +33,8 @@ def read(path: pathlib.Path) -> Any:
   is_zip = _is_zip(path)
   try:
     # Training scripts store their command line beside the weights; it is a plain container.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # of a newer pickle protocol, which either works or fails
       content = torch.load(path, "cpu", weights_only=True, mmap=is_zip)
   except OSError as error:
     if error.errno is not None:

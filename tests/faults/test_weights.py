@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import jax
 import numpy as np
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import dinov3_jax
-from dinov3_jax import export, features
 from dinov3_jax.models.variants import VARIANTS, Variant, build
 from dinov3_jax.weights import huggingface, naming
 
