@@ -209,6 +209,8 @@ def test_the_size_travels(make_run, config, tmp_path, format):
     assert prepare == dinov3_jax.preprocess(weights) and prepare.size == 48
     outputs.append(model(prepare(image)[None]))
   chex.assert_trees_all_equal(*outputs)
+  processor = json.loads((out / "preprocessor_config.json").read_text())
+  assert processor["size"] == dict(height=48, width=48)
   if format == "hf":
     assert json.loads((out / "config.json").read_text())["image_size"] == 48
 
@@ -221,7 +223,8 @@ def test_the_processor_of_transformers(make_run, config, tmp_path):
   export(make_run(config), "hf", tmp_path / "out")
   processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
   assert dict(processor.size) == dict(height=48, width=48)
-  assert (processor.image_mean, processor.image_std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+  assert tuple(processor.image_mean) == (0.1, 0.2, 0.3)
+  assert tuple(processor.image_std) == (0.4, 0.5, 0.6)
   image = np.random.default_rng(0).integers(256, size=(70, 90, 3), dtype="u1")
   theirs = processor(torch.tensor(image).permute(2, 0, 1), return_tensors="pt").pixel_values[0]
   ours = dinov3_jax.preprocess(tmp_path / "out")(image)

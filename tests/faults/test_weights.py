@@ -1,7 +1,9 @@
 """Files of weights as they come out of the world: damaged, misnamed, hostile; seen by a user."""
 
 import json
+import os
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -10,9 +12,11 @@ from flax import nnx
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.numpy import save_file
 
 import dinov3_jax
+from dinov3_jax import export, features
 from dinov3_jax.models.variants import VARIANTS, Variant, build
 from dinov3_jax.weights import huggingface, naming
 
@@ -117,3 +121,78 @@ def test_damage_is_said_in_one_line(valid, tmp_path, kind):
 
   damage()
   assert seen - {"loaded"}
+
+
+class Harmful:
+  """A pickle of it runs a command when it is loaded as pickles are."""
+
+  def __reduce__(self):
+    return os.system, ("touch harm",)
+
+
+def spoil(folder, valid, fault):
+  """Writes weights with a fault; returns what the user gives, and what the error must say."""
+  import torch
+  if fault == "web page":
+    (folder / "w.pth").write_text("<!DOCTYPE html><title>Sign in</title>")
+    return "w.pth", "w.pth is a web page, not what its name says: download it again"
+  if fault == "pointer":
+    (folder / "w.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    return "w.safetensors", "w.safetensors is a Git LFS pointer, not the file itself: run `git lfs"
+  if fault == "cut":
+    (folder / "w.pth").write_bytes((valid / "zip.pth").read_bytes()[:-3000])
+    return "w.pth", "w.pth is cut off: download it again"
+  if fault == "code":
+    torch.save({"model": {"a": torch.zeros(2)}, "hook": Harmful()}, folder / "w.ckpt")
+    return "w.ckpt", "which could run code and is refused"
+  if fault == "a tensor":
+    torch.save(torch.zeros(3), folder / "w.bin")
+    return "w.bin", "w.bin holds a Tensor, not the named arrays of a model"
+  if fault == "length":
+    (folder / "w.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}" + bytes(90))
+    return "w.safetensors", "w.safetensors is no safetensors file, or is damaged: download it"
+  if fault in ("width", "layers"):
+    key, value = dict(width=("hidden_size", 10**9), layers=("num_hidden_layers", 10**7))[fault]
+    shutil.copytree(valid / "hf", folder / "w")
+    config = json.loads((folder / "w" / "config.json").read_text()) | {key: value}
+    (folder / "w" / "config.json").write_text(json.dumps(config))
+    return "w", f"w: config.json says {key} {value}, the file's arrays have {dict(width=8, layers=2)[fault]}"
+  if fault == "escape":
+    (folder / "w").mkdir()
+    (folder / "w" / "model.safetensors.index.json").write_text(json.dumps(dict(
+        weight_map={"cls_token": "../other.safetensors"})))
+    shutil.copy(valid / "official.safetensors", folder / "other.safetensors")
+    return "w", "which is not in its folder, and is refused"
+  assert fault == "processor"
+  shutil.copytree(valid / "hf", folder / "w")
+  (folder / "w" / "preprocessor_config.json").write_text('{"size": "large"}')
+  return "w", "preprocessor_config.json: size must be a number of pixels"
+
+
+@pytest.mark.parametrize("fault", ["web page", "pointer", "cut", "code", "a tensor", "length",
+                                   "width", "layers", "escape", "processor"])
+@pytest.mark.parametrize("command", ["features", "export"])
+def test_commands_say_it_in_one_line(valid, tmp_path, monkeypatch, capsys, fault, command):
+  monkeypatch.chdir(tmp_path)
+  Image.new("RGB", (8, 8)).save("a.png")
+  weights, said = spoil(tmp_path, valid, fault)
+  arguments = dict(features=["a.png", "--weights", weights, "--out", "out.npy"],
+                   export=[weights, "--format", "safetensors", "--out", "out"])[command]
+  before = set(tmp_path.rglob("*"))
+  monkeypatch.setattr(sys, "argv", [command, *arguments])
+  assert dict(features=features, export=export)[command].main() == 1
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1 and said in error, error
+  assert set(tmp_path.rglob("*")) == before
+
+
+def test_images_of_other_channels(tmp_path):
+  """Such weights load, but there is no telling what their images are."""
+  settings = SETTINGS | dict(in_channels=4)
+  params = nnx.to_pure_dict(nnx.state(build(settings, rngs=nnx.Rngs(0))))
+  save_file(naming.flatten(params), tmp_path / "model.safetensors")
+  (tmp_path / "config.json").write_text(json.dumps({"dinov3_jax": settings}))
+  model = dinov3_jax.load(None, tmp_path)
+  assert model(np.zeros((1, 4, 4, 4), "f4"))["cls"].shape == (1, 8)
+  with pytest.raises(ValueError, match="is a model of images with 4 channels, not of RGB: call"):
+    features.open_model(str(tmp_path))
