@@ -57,9 +57,13 @@ def _is_zip(path: pathlib.Path) -> bool:
     return False
   try:
     with zipfile.ZipFile(path) as archive:
-      names = archive.namelist()
+      infos = archive.infolist()
   except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
     raise _explained(path, error) from error
+  # PyTorch compresses nothing; what unpacks to more than the file is not its work.
+  if any(info.file_size > path.stat().st_size for info in infos):
+    raise ValueError(f"{path} is a compressed archive, which is not PyTorch's: {AGAIN}")
+  names = [info.filename for info in infos]
   if any(name.endswith("/constants.pkl") for name in names):
     raise ValueError(f"{path} is a TorchScript program, not weights: save its state_dict() instead")
   if not any(name.endswith("/data.pkl") for name in names):

@@ -93,9 +93,18 @@ def _is_array(value: Any) -> bool:
   return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def _holds_arrays(value: Any, depth: int = 0) -> bool:
-  return isinstance(value, Mapping) and depth < DEPTH and any(
-      _is_array(x) or _holds_arrays(x, depth + 1) for x in value.values())
+def _holds_arrays(value: Any) -> bool:
+  """Whether there are arrays in an entry, itself a mapping, or in mappings within."""
+  level, seen = [value], set()
+  for _ in range(DEPTH):
+    # The same mapping may be there many times; once is enough.
+    level = [x for x in {id(x): x for x in level}.values()
+             if isinstance(x, Mapping) and id(x) not in seen]
+    seen.update(map(id, level))
+    level = [x for mapping in level for x in mapping.values()]
+    if any(map(_is_array, level)):
+      return True
+  return False
 
 
 def _listed(names: Iterable[Any]) -> str:

@@ -152,11 +152,12 @@ def spoil(folder, valid, fault):
     (folder / "w.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}" + bytes(90))
     return "w.safetensors", "w.safetensors is no safetensors file, or is damaged: download it"
   if fault in ("width", "layers"):
-    key, value = dict(width=("hidden_size", 10**9), layers=("num_hidden_layers", 10**7))[fault]
+    key, value, found = dict(width=("hidden_size", 10**9, 8),
+                             layers=("num_hidden_layers", 10**7, 2))[fault]
     shutil.copytree(valid / "hf", folder / "w")
     config = json.loads((folder / "w" / "config.json").read_text()) | {key: value}
     (folder / "w" / "config.json").write_text(json.dumps(config))
-    return "w", f"w: config.json says {key} {value}, the file's arrays have {dict(width=8, layers=2)[fault]}"
+    return "w", f"w: config.json says {key} {value}, the file's arrays have {found}"
   if fault == "escape":
     (folder / "w").mkdir()
     (folder / "w" / "model.safetensors.index.json").write_text(json.dumps(dict(

@@ -90,11 +90,23 @@ def test_the_table_comes_first(monkeypatch, caplog):
   assert not caplog.records
 
 
-def test_a_giant_of_others(tmp_path, caplog):
-  """ViT-g as LingBot-Vision lays it out: the wrapper, registers, masked keys and RoPE's base."""
+@pytest.mark.parametrize("name", REFERENCE_ARCHITECTURES)
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+def test_sizes_of_the_reference(name, ffn):
+  """At their full size, by shapes that take no memory."""
+  settings = VARIANTS["vits16"].settings | REFERENCE_ARCHITECTURES[name] | dict(
+      patch_size=16, ffn=ffn)
+  wanted = architecture.entries_of(architecture.abstract(settings)[1], "official", settings)
+  arrays = {entry.name: np.broadcast_to(np.float32(0), entry.theirs) for entry in wanted}
+  arrays["rope_embed.periods"] = naming.buffers(settings | dict(depth=1))["rope_embed.periods"]
+  found = architecture.identify(arrays, "official")
+  assert differences(found, settings) == []
+  assert found["width"] // found["num_heads"] == (128 if name == "vit_7b" else 64)
+
+
+def test_weights_of_others(tmp_path):
+  """Laid out as LingBot-Vision's: a wrapper, registers, masked keys, and no row of the table."""
   torch = pytest.importorskip("torch")
-  sizes = REFERENCE_ARCHITECTURES["vit_giant2"]
-  assert sizes["width"] // sizes["num_heads"] == 64
   settings = VIT | dict(width=192, depth=4, num_heads=3, patch_size=16, ffn="swiglu", ffn_align=8)
   tensors = {name: torch.tensor(x) for name, x in arrays_of(settings).items()}
   params = random_params(settings)

@@ -245,6 +245,16 @@ def test_the_student_of_a_strangers_file(tmp_path):
   np.testing.assert_array_equal(student["cls_token"], teacher["cls_token"] + 1)
 
 
+def test_projectors_of_others(tmp_path, caplog):
+  """Laid out as EUPE's: a published architecture, and projectors that only its training used."""
+  arrays = official("vits16") | {f"projectors.{i}.weight": np.ones((3, 3), "f4") for i in range(2)}
+  save_file(arrays, tmp_path / "w.safetensors")
+  model = dinov3_jax.load(None, tmp_path / "w.safetensors")
+  chex.assert_trees_all_equal(params_of(model), random_params("vits16"))
+  assert [record.getMessage() for record in caplog.records] == [
+      "left out: 2 arrays of projectors, which are no part of the backbone"]
+
+
 def test_the_home_directory(tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   save_file(official("vits16"), tmp_path / "w.safetensors")

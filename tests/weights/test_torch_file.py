@@ -90,6 +90,10 @@ def test_archives_of_another_kind(path):
     archive.writestr("photo.txt", "x")
   with pytest.raises(ValueError, match="is a zip archive, but not one of PyTorch's: unpack it"):
     torch_file.read(path)
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("w/data.pkl", bytes(10**6))
+  with pytest.raises(ValueError, match="is a compressed archive, which is not PyTorch's"):
+    torch_file.read(path)
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # PyTorch would rather have another format
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)

@@ -94,6 +94,11 @@ def test_wrappers_without_end():
   with pytest.raises(ValueError, match="holds no arrays"):
     unwrap(content)
   assert_same(unwrap(content | ARRAYS))
+  many = {"a": 1}
+  for _ in range(7):  # as many mappings as 100^7, if each were looked at every time
+    many = {str(i): many for i in range(100)}
+  with pytest.raises(ValueError, match="holds no arrays"):
+    unwrap(many)
   deep = ARRAYS
   for _ in range(5000):
     deep = {"model": deep}
