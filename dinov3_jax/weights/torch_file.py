@@ -49,17 +49,19 @@ def _is_zip(path: pathlib.Path) -> bool:
   """Whether a file is PyTorch's zip archive; the other kind that it writes is a bare pickle."""
   with path.open("rb") as file:
     head = file.read(4)
-  if not zipfile.is_zipfile(path):
+  try:
+    infos = None
+    if zipfile.is_zipfile(path):
+      with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+  except Exception as error:  # as above
+    raise _explained(path, error) from error
+  if infos is None:
     if head == b"PK\3\4":
       raise ValueError(f"{path} is cut off: {AGAIN}")
     if head[:1] != b"\x80":
       raise ValueError(f"{path} is no file of PyTorch: {AGAIN}, or give the file itself")
     return False
-  try:
-    with zipfile.ZipFile(path) as archive:
-      infos = archive.infolist()
-  except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
-    raise _explained(path, error) from error
   # PyTorch compresses nothing; what unpacks to more than the file is not its work.
   if any(info.file_size > path.stat().st_size for info in infos):
     raise ValueError(f"{path} is a compressed archive, which is not PyTorch's: {AGAIN}")
@@ -74,9 +76,9 @@ def _is_zip(path: pathlib.Path) -> bool:
 def _explained(path: pathlib.Path, error: Exception) -> ValueError:
   """An error of PyTorch in one line; its own advises to run what the file says."""
   text = str(error)
-  code = re.search(r"GLOBAL (\S+)", text) or re.search(r"(?:class|function|type) (\S+)", text)
-  if isinstance(error, pickle.UnpicklingError) and "eights" in text and code:
-    return ValueError(f"{path} holds more than arrays ({code[1].strip('`')}), which could run code "
+  code = re.search(r"GLOBAL (\S+)|unrecognized (?:function|class) (\S+)", text)
+  if isinstance(error, pickle.UnpicklingError) and code:
+    return ValueError(f"{path} holds more than arrays ({code[1] or code[2]}), which could run code "
                       "and is refused: load it where you trust it, and save the model's "
                       "state_dict() alone")
   return ValueError(f"{path} is damaged or cut off: {AGAIN}")

@@ -85,6 +85,24 @@ def test_wherever_it_is_cut(path, is_zip):
       torch_file.read(path)
 
 
+def test_a_damaged_directory(path):
+  """Of the zip archive, at its end: each byte changed raises what is documented, or nothing."""
+  torch.save({"a": torch.ones(30), "b": torch.zeros(2, 3)}, path)
+  content = path.read_bytes()
+  failed = 0
+  for at in range(1, 160):
+    for change in (1, 128):
+      data = bytearray(content)
+      data[-at] ^= change
+      path.write_bytes(data)
+      try:
+        torch_file.read(path)
+      except ValueError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        failed += 1
+  assert failed > 20
+
+
 def test_archives_of_another_kind(path):
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("photo.txt", "x")
