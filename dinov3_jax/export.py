@@ -57,21 +57,21 @@ def export(checkpoint: loading.Weights, format: Format, out: str | os.PathLike, 
     The files written.
 
   Raises:
-    ValueError: the folder is not empty, the checkpoint has no heads, or the format cannot hold this
-      model; else as `dinov3_jax.load`.
+    ValueError: the folder is not empty or cannot be written, the checkpoint has no heads, or the
+      format cannot hold this model; else as `dinov3_jax.load`.
     ModuleNotFoundError: "official" without PyTorch.
   """
   out = _checked_out(out)
   if format == "official":
     _require_torch()
   path = loading.locate(name, checkpoint)
+  prepare = preprocess(path)
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
     settings, params = loading.read(name, path, jnp.float32, None, network)
     head_params = _read_heads(path, network) if heads else {}
   if format == "official" and settings.get("stem", "patch") != "patch":
     raise ValueError("the reference has no convolutional stem: export with --format safetensors, "
                      "which keeps every model as it is")
-  prepare = preprocess(path)
   config = {stored_settings.OURS: settings} if format != "hf" else huggingface.config(
       settings, prepare.size if isinstance(prepare.size, int) else max(prepare.size))
   out.mkdir(parents=True, exist_ok=True)
@@ -194,8 +194,8 @@ def main() -> int:
   if (args.positional is None) == (args.weights is None):
     parser.error("give the weights once, as WEIGHTS or as --weights W")
   try:
-    written = export(args.positional or args.weights, args.format, args.out, name=args.model,
-                     network=args.network, heads=args.heads)
+    written = export(args.weights if args.positional is None else args.positional, args.format,
+                     args.out, name=args.model, network=args.network, heads=args.heads)
   except (OSError, ValueError, ModuleNotFoundError) as error:
     return fail(error)
   for path in written:

@@ -97,7 +97,8 @@ def preprocess(weights: str | os.PathLike = "", size: int | tuple[int, int] | No
   their name, have their own mean and deviation, and all others ImageNet's.
 
   Args:
-    weights: a name, a hub id, or the path of a folder or a file; `~` is the home directory.
+    weights: the path of a folder or a file (`~` is the home directory), or a name or a hub id, of
+      which nothing is fetched.
     size: of the result, one side or (height, width), pixels; None: what the weights say, else 224.
     resize: "square", "shorter" or None; see `Preprocess`.
 
