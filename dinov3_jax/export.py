@@ -1,11 +1,14 @@
 r"""Writes a model in a format that others read.
 
-  python -m dinov3_jax.export CHECKPOINT --format hf|official|safetensors --out DIR
+  python -m dinov3_jax.export WEIGHTS --format hf|official|safetensors --out DIR
 
-CHECKPOINT is whatever `dinov3_jax.load` takes, above all a run's folder. The formats:
+WEIGHTS is whatever `dinov3_jax.load` takes, above all a run's folder. The formats:
   hf           a folder for `transformers.AutoModel.from_pretrained`
   official     a .pth file with the reference's names, as its hub has them; takes PyTorch
   safetensors  the same arrays in a safetensors file
+The first two have no place for a convolutional stem (`model.stem="conv"`, as the quickstart has):
+take safetensors for it. The size, mean and deviation of the images that the model was trained with
+go into `preprocessor_config.json`.
 
 Everything is float32 and exact. As in the reference's own releases, RoPE turns in float32 there,
 even if it was trained in bfloat16. Hugging Face has no place for the norm that local crops may have
@@ -25,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from dinov3_jax.data.preprocess import preprocess
+from dinov3_jax.data.preprocess import Preprocess, preprocess
 from dinov3_jax.main import fail
-from dinov3_jax.weights import files, huggingface, loading, naming
+from dinov3_jax.weights import files, huggingface, loading, naming, stored_settings
 
 Format = Literal["hf", "official", "safetensors"]
 HEADS = ("dino_head", "ibot_head")
@@ -54,25 +57,26 @@ def export(checkpoint: loading.Weights, format: Format, out: str | os.PathLike, 
     The files written.
 
   Raises:
-    ValueError: the folder is not empty, the checkpoint has no heads, or the format cannot hold this
-      model; else as `dinov3_jax.load`.
+    ValueError: the folder is not empty or cannot be written, the checkpoint has no heads, or the
+      format cannot hold this model; else as `dinov3_jax.load`.
     ModuleNotFoundError: "official" without PyTorch.
   """
-  out = pathlib.Path(out)
-  if out.exists() and any(out.iterdir()):
-    raise ValueError(f"{out} is not empty: choose another --out")
+  out = _checked_out(out)
   if format == "official":
     _require_torch()
   path = loading.locate(name, checkpoint)
+  prepare = preprocess(path)
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
     settings, params = loading.read(name, path, jnp.float32, None, network)
     head_params = _read_heads(path, network) if heads else {}
   if format == "official" and settings.get("stem", "patch") != "patch":
-    raise ValueError("the reference has no convolutional stem: export as safetensors")
-  config = huggingface.config(settings) if format == "hf" else {"dinov3_jax": settings}
+    raise ValueError("the reference has no convolutional stem: export with --format safetensors, "
+                     "which keeps every model as it is")
+  config = {stored_settings.OURS: settings} if format != "hf" else huggingface.config(
+      settings, prepare.size if isinstance(prepare.size, int) else max(prepare.size))
   out.mkdir(parents=True, exist_ok=True)
   _write_json(out / huggingface.CONFIG, config)
-  _write_json(out / "preprocessor_config.json", _preprocessor(path))
+  _write_json(out / "preprocessor_config.json", _processor(prepare))
   if format == "hf":
     _write_huggingface(out, settings, params)
     if heads:
@@ -86,6 +90,19 @@ def export(checkpoint: loading.Weights, format: Format, out: str | os.PathLike, 
     else:
       save_file(arrays, out / "model.safetensors")
   return sorted(out.iterdir())
+
+
+def _checked_out(out: str | os.PathLike) -> pathlib.Path:
+  """The path of a folder that is new or empty and can be written, or a ValueError."""
+  out = pathlib.Path(os.path.expanduser(out))
+  if out.is_dir() and any(out.iterdir()):
+    raise ValueError(f"{out} is not empty: choose another --out")
+  if os.path.lexists(out) and not out.is_dir():
+    raise ValueError(f"{out} is there already and no folder: choose another --out")
+  above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+  if not above.is_dir() or not os.access(above, os.W_OK):
+    raise ValueError(f"{out} cannot be written: {above} is no folder, or not yours to change")
+  return out
 
 
 def _require_torch():
@@ -110,17 +127,13 @@ def _read_heads(path, network) -> naming.Params:
   return native.read_arrays(folder, {network: abstract})[network]
 
 
-def _preprocessor(path) -> dict[str, Any]:
+def _processor(prepare: Preprocess) -> dict[str, Any]:
   """The processor's settings: of `transformers`, and what `dinov3_jax.preprocess` reads."""
-  if loading.is_native(path):
-    from dinov3_jax.weights import native
-    crops = native.stored_settings(native.locate(path))["crops"]
-    mean, std = crops["mean"], crops["std"]
-  else:
-    mean, std = preprocess(path).mean, preprocess(path).std
+  height, width = np.broadcast_to(prepare.size, 2).tolist()
   return dict(image_processor_type="DINOv3ViTImageProcessorFast", do_rescale=True,
-              rescale_factor=1 / 255, do_resize=True, size=dict(height=224, width=224), resample=2,
-              do_normalize=True, image_mean=list(mean), image_std=list(std))
+              rescale_factor=1 / 255, do_resize=True, size=dict(height=height, width=width),
+              resample=2, do_normalize=True, image_mean=list(prepare.mean),
+              image_std=list(prepare.std))
 
 
 def _write_huggingface(out: pathlib.Path, settings: Mapping[str, Any], params: naming.Params):
@@ -169,16 +182,20 @@ def main() -> int:
   parser = argparse.ArgumentParser(prog="python -m dinov3_jax.export", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
-  add("checkpoint", metavar="CHECKPOINT", help="a run's folder, or any other weights")
+  add("positional", metavar="WEIGHTS", nargs="?", help="a run's folder, or any other weights")
+  add("--weights", metavar="W", help="the same thing as a flag")
   add("--format", choices=["hf", "official", "safetensors"], required=True)
   add("--out", metavar="DIR", required=True, help="a new folder")
   add("--network", choices=["teacher", "student"], default="teacher")
   add("--heads", action="store_true", help="write the heads of DINO and iBOT, too")
-  add("--name", metavar="MODEL", help="which model it is, where the weights do not say so")
+  add("--model", metavar="NAME", help="which model it is, where the weights do not say so")
+  add("--name", dest="model", default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # its former name
   args = parser.parse_args()
+  if (args.positional is None) == (args.weights is None):
+    parser.error("give the weights once, as WEIGHTS or as --weights W")
   try:
-    written = export(args.checkpoint, args.format, args.out, name=args.name, network=args.network,
-                     heads=args.heads)
+    written = export(args.weights if args.positional is None else args.positional, args.format,
+                     args.out, name=args.model, network=args.network, heads=args.heads)
   except (OSError, ValueError, ModuleNotFoundError) as error:
     return fail(error)
   for path in written:

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 import dinov3_jax
 from dinov3_jax import export as module
-from dinov3_jax.export import export
+from dinov3_jax.export import export, main
+from dinov3_jax.features import open_model
 from dinov3_jax.train import checkpoint
 from dinov3_jax.train.state import init_state
 from dinov3_jax.weights import naming
@@ -156,14 +157,15 @@ def test_from_one_format_to_the_next(make_run, config, tmp_path):
 def test_what_cannot_be_written(make_run, config, tmp_path, monkeypatch):
   config.model.update(norm="rmsnorm", untie_cls_and_patch_norms=True)
   run = make_run(config)
-  with pytest.raises(ValueError, match="has no norm=rmsnorm, untie_cls_and_patch_norms: export as"):
+  with pytest.raises(ValueError, match="has no norm=rmsnorm, untie_cls_and_patch_norms: export wit"
+                                       "h --format safetensors, which keeps every model as it is"):
     export(run, "hf", tmp_path / "out")
   assert not (tmp_path / "out").exists()
   with pytest.raises(ValueError, match="is not empty: choose another --out"):
     export(run, "safetensors", run)
   config.model.stem = "conv"
   run = make_run(config)
-  with pytest.raises(ValueError, match="the reference has no convolutional stem"):
+  with pytest.raises(ValueError, match="no convolutional stem: export with --format safetensors"):
     export(run, "official", tmp_path / "out")
   export(run, "safetensors", tmp_path / "ours")
   chex.assert_trees_all_equal(params_of(tmp_path / "ours"), params_of(run))
@@ -174,7 +176,8 @@ def test_what_cannot_be_written(make_run, config, tmp_path, monkeypatch):
 
 def test_the_command(make_run, config, tmp_path, monkeypatch, capsys):
   run, out = make_run(config), tmp_path / "out"
-  call = ["export", str(run), "--format", "safetensors", "--out", str(out), "--network", "student"]
+  call = ["export", "--weights", str(run), "--format", "safetensors", "--out", str(out),
+          "--network", "student"]
   monkeypatch.setattr(sys, "argv", call)
   monkeypatch.delitem(sys.modules, "dinov3_jax.export")
   with pytest.raises(SystemExit) as done:
@@ -188,3 +191,101 @@ def test_the_command(make_run, config, tmp_path, monkeypatch, capsys):
     runpy.run_module("dinov3_jax.export", run_name="__main__")
   assert error.value.code == 1 and capsys.readouterr().err == (
       f"error: {out} is not empty: choose another --out{os.linesep}")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_size_travels(make_run, config, tmp_path, format):
+  """What comes out of a run's images is what comes out of its export's."""
+  if format == "official":
+    pytest.importorskip("torch")
+  config.crops.global_sizes = (48, 64)
+  run, out = make_run(config), tmp_path / "out"
+  export(run, format, out)
+  image = np.random.default_rng(0).integers(256, size=(70, 90, 3), dtype="u1")
+  outputs = []
+  file = out / ("backbone.pth" if format == "official" else "model.safetensors")
+  for weights in (run, out, file):
+    model, prepare = open_model(str(weights))
+    assert prepare == dinov3_jax.preprocess(weights) and prepare.size == 48
+    outputs.append(model(prepare(image)[None]))
+  chex.assert_trees_all_equal(*outputs)
+  processor = json.loads((out / "preprocessor_config.json").read_text())
+  assert processor["size"] == dict(height=48, width=48)
+  if format == "hf":
+    assert json.loads((out / "config.json").read_text())["image_size"] == 48
+
+
+def test_the_processor_of_transformers(make_run, config, tmp_path):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  pytest.importorskip("torchvision")
+  config.crops.global_sizes = (48,)
+  export(make_run(config), "hf", tmp_path / "out")
+  processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+  assert dict(processor.size) == dict(height=48, width=48)
+  assert tuple(processor.image_mean) == (0.1, 0.2, 0.3)
+  assert tuple(processor.image_std) == (0.4, 0.5, 0.6)
+  image = np.random.default_rng(0).integers(256, size=(70, 90, 3), dtype="u1")
+  theirs = processor(torch.tensor(image).permute(2, 0, 1), return_tensors="pt").pixel_values[0]
+  ours = dinov3_jax.preprocess(tmp_path / "out")(image)
+  np.testing.assert_allclose(ours, theirs.permute(1, 2, 0).numpy(), rtol=0, atol=1e-5)
+
+
+def test_a_size_that_is_no_square(make_run, config, tmp_path):
+  """Settings of others are passed on, too."""
+  export(make_run(config), "safetensors", tmp_path / "a")
+  processor = json.loads((tmp_path / "a" / "preprocessor_config.json").read_text())
+  processor["size"] = dict(height=16, width=40)
+  (tmp_path / "a" / "preprocessor_config.json").write_text(json.dumps(processor))
+  export(tmp_path / "a" / "model.safetensors", "hf", tmp_path / "b")
+  assert dinov3_jax.preprocess(tmp_path / "b").size == (16, 40)
+  assert json.loads((tmp_path / "b" / "config.json").read_text())["image_size"] == 40
+
+
+def test_the_home_directory(make_run, config, tmp_path, monkeypatch):
+  run = make_run(config)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "run").symlink_to(run)
+  written = export("~/run", "safetensors", "~/out")
+  assert written == sorted((tmp_path / "out").iterdir())
+
+
+def test_only_the_folder_that_was_asked_for_is_written(make_run, config, tmp_path):
+  """Files have our names, whatever those of the weights are."""
+  source = tmp_path / "source"
+  export(make_run(config), "hf", source)
+  (source / "parts").mkdir()
+  (source / "model.safetensors").rename(source / "parts" / "..x.safetensors")
+  names = load_file(source / "parts" / "..x.safetensors")
+  (source / "model.safetensors.index.json").write_text(
+      json.dumps(dict(weight_map=dict.fromkeys(names, "parts/..x.safetensors"))))
+  before = set(tmp_path.rglob("*"))
+  written = export(source, "hf", tmp_path / "out")
+  assert set(tmp_path.rglob("*")) - before == {tmp_path / "out", *written}
+  assert [path.name for path in written] == ["config.json", "model.safetensors",
+                                             "preprocessor_config.json"]
+
+
+def test_where_it_cannot_be_written(tmp_path):
+  (tmp_path / "file").touch()
+  (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+  for out, said in (("file", "is there already and no folder"), ("link", "is there already and no"),
+                    ("file/out", "cannot be written: .* is no folder")):
+    with pytest.raises(ValueError, match=said):  # before the weights are looked at
+      export(tmp_path / "absent", "safetensors", tmp_path / out)
+  assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("flag", ["--model", "--name"])
+def test_which_model_it_is(make_run, config, tmp_path, monkeypatch, capsys, flag):
+  run = str(make_run(config))
+  for weights in ([run], ["--weights", run]):
+    monkeypatch.setattr(sys, "argv", ["export", *weights, "--format", "safetensors", "--out",
+                                      str(tmp_path / "out"), flag, "vits16"])
+    assert main() == 1
+    assert "this is no vits16: width is 32 there, 384 here" in capsys.readouterr().err
+  for weights in ([], [run, "--weights", run]):
+    monkeypatch.setattr(sys, "argv", ["export", *weights, "--format", "hf", "--out", "x"])
+    with pytest.raises(SystemExit):
+      main()
+    assert "give the weights once, as WEIGHTS or as --weights W" in capsys.readouterr().err

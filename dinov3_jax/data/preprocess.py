@@ -1,19 +1,21 @@
 """From a picture to what a released backbone expects of its input."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from dinov3_jax.data.crops import center_crop
 from dinov3_jax.data.decode import decode
+from dinov3_jax.weights.contents import is_count, is_number, read_json, require
+from dinov3_jax.weights.places import expand, is_native
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of RGB in [0, 1]
+LARGEST = 16384  # side of an image that a file of settings may ask for, pixels
 SATELLITE = ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))  # of the weights trained on SAT-493M
 
 
@@ -86,22 +88,67 @@ def _stretch(x: np.ndarray, height: int, width: int) -> np.ndarray:
                    for channel in np.moveaxis(x, -1, 0)], axis=-1)
 
 
-def preprocess(weights: str | os.PathLike = "", size: int | tuple[int, int] = 224,
+def preprocess(weights: str | os.PathLike = "", size: int | tuple[int, int] | None = None,
                resize: Literal["square", "shorter"] | None = "square") -> Preprocess:
   """What images must go through for the given weights.
 
+  A run of our own trainer has its crops' size, mean and deviation; other weights what the
+  `preprocessor_config.json` in their folder says. Without one, SAT-493M weights, known by that in
+  their name, have their own mean and deviation, and all others ImageNet's.
+
   Args:
-    weights: a name, a hub id or a path. A folder with a `preprocessor_config.json` states its mean
-      and deviation; else SAT-493M weights, known by that in their name, have their own, and all
-      others ImageNet's.
-    size: of the result, one side or (height, width), pixels.
+    weights: the path of a folder or a file (`~` is the home directory), or a name or a hub id, of
+      which nothing is fetched.
+    size: of the result, one side or (height, width), pixels; None: what the weights say, else 224.
     resize: "square", "shorter" or None; see `Preprocess`.
+
+  Raises:
+    ValueError: the `preprocessor_config.json` is damaged, or asks for what cannot be done here.
   """
-  config = pathlib.Path(weights) / "preprocessor_config.json"
+  path = expand(weights)
+  if weights and is_native(path):
+    from dinov3_jax.weights import native  # Orbax is slow to import
+    crops = native.stored_settings(native.locate(path))["crops"]
+    return Preprocess(tuple(crops["mean"]), tuple(crops["std"]), size or crops["global_sizes"][0],
+                      resize)
+  config = (path.parent if path.is_file() else path) / "preprocessor_config.json"
   if weights and config.is_file():
-    entries = json.loads(config.read_text())
-    mean, std = (tuple(entries.get(f"image_{name}", default))
-                 for name, default in zip(("mean", "std"), IMAGENET))
+    try:
+      mean, std, stated = _of_processor(read_json(config))
+    except ValueError as error:
+      named = str(config) in str(error)
+      raise ValueError(str(error) if named else f"{config}: {error}") from error
   else:
     mean, std = SATELLITE if re.search("sat[-_]?493m", str(weights).lower()) else IMAGENET
-  return Preprocess(mean, std, size, resize)
+    stated = 224
+  return Preprocess(mean, std, size or stated, resize)
+
+
+def _of_processor(config: dict[str, Any]) -> tuple[tuple, tuple, int | tuple[int, int]]:
+  """Mean, deviation and size as a processor of Hugging Face has them."""
+  factor = require(config, "rescale_factor", 1 / 255, is_number, "a number")
+  if not config.get("do_rescale", True) or abs(factor * 255 - 1) > 1e-3:
+    raise ValueError("only images that are rescaled by 1/255 are supported")
+  mean, std = (tuple(require(
+      config, f"image_{name}", default, lambda x: isinstance(x, list | tuple) and len(x) == 3
+      and all(is_number(v) and (v > 0 or name == "mean") for v in x),  # noqa: B023
+      f"three {'' if name == 'mean' else 'positive '}numbers"))
+      for name, default in zip(("mean", "std"), IMAGENET))
+  if not config.get("do_normalize", True):
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+  # What is left of the image in the end: the middle, where that is cut out.
+  key = "crop_size" if config.get("do_center_crop") and config.get("crop_size") else "size"
+  size = require(config, key, 224, lambda x: _sides(x) is not None,
+                 "a number of pixels up to 16384, or height and width, or shortest_edge")
+  return mean, std, _sides(size)
+
+
+def _sides(size: Any) -> int | tuple[int, int] | None:
+  """One side, or height and width where they differ; None for what is no size."""
+  if isinstance(size, dict):
+    names = ("height", "width") if {"height", "width"} <= size.keys() else ("shortest_edge",)
+    size = [size.get(name) for name in names]
+  sides = list(size) if isinstance(size, list | tuple) else [size]
+  if len(sides) not in (1, 2) or not all(is_count(side) and side <= LARGEST for side in sides):
+    return None
+  return sides[0] if len(set(sides)) == 1 else tuple(sides)

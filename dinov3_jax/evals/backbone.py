@@ -5,7 +5,7 @@ import numpy as np
 from flax import nnx
 
 from dinov3_jax.data.preprocess import Preprocess, preprocess
-from dinov3_jax.models.variants import variant
+from dinov3_jax.models.variants import channels, variant
 from dinov3_jax.weights import loading
 
 
@@ -17,13 +17,14 @@ def open_model(weights: str, name: str | None = None, size: int | tuple[int, int
   Args:
     weights: as for `dinov3_jax.load`, or "random".
     name: of the model, where the weights do not say.
-    size: of the images, one side or (height, width) in pixels; None: what our own trainer trained
-      with, 224 for others.
+    size: of the images, one side or (height, width) in pixels; None: what the weights were trained
+      with, if they say so, else 224.
     dtype: "float32" or "bfloat16"; None: bfloat16 on accelerators, float32 on CPUs.
     mesh: as for `dinov3_jax.load`.
 
   Raises:
-    ValueError: a size that is no whole number of patches, and what `dinov3_jax.load` raises.
+    ValueError: a size that is no whole number of patches, a model of other than RGB images, and
+      what `dinov3_jax.load` raises.
   """
   dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
   if name is not None:
@@ -34,15 +35,11 @@ def open_model(weights: str, name: str | None = None, size: int | tuple[int, int
     model, prepare = loading.load(name, None, dtype, mesh), preprocess("", size or 224)
   else:
     path = loading.locate(name, weights)
-    if loading.is_native(path):
-      from dinov3_jax.weights import native  # Orbax is slow to import
-      crops = native.stored_settings(native.locate(path))["crops"]
-      prepare = Preprocess(tuple(crops["mean"]), tuple(crops["std"]),
-                           size or crops["global_sizes"][0])
-    else:
-      home = path.parent if (path.parent / "preprocessor_config.json").exists() else path
-      prepare = preprocess(home, size or 224)
+    prepare = preprocess(path, size)
     model = loading.load(name, path, dtype, mesh)
+    if channels(model) != 3:
+      raise ValueError(f"{weights} is a model of images with {channels(model)} channels, not of "
+                       "RGB: call `dinov3_jax.load` and prepare its images yourself")
   patch = patch_side(model)
   wrong = [side for side in np.ravel(prepare.size).tolist() if side % patch]
   if wrong:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,6 +117,28 @@ def make_model(name: str, *, rngs: nnx.Rngs, **changes) -> VisionTransformer | C
     ValueError: for a name that is not in the table.
   """
   return build(variant(name).settings | changes, rngs=rngs)
+
+
+def feed_forward(kind: str, width: int, hidden: int) -> dict[str, Any]:
+  """The arguments that give a feed-forward network of a known hidden width.
+
+  Args:
+    kind: "mlp" or "swiglu".
+    width: of the tokens.
+    hidden: of its hidden layer; `hidden_width` of the result gives it back.
+  """
+  full = math.ceil(1.5 * hidden) if kind == "swiglu" else hidden
+  ratio = full / width
+  ratio = ratio if int(width * ratio) == full else math.nextafter(ratio, math.inf)
+  return dict(ffn=kind, ffn_ratio=ratio, ffn_align=1)
+
+
+def channels(model: VisionTransformer | ConvNeXt) -> int:
+  """How many channels the images of a model have."""
+  if isinstance(model, ConvNeXt):
+    return model.downsample["0"].conv.kernel.shape[-2]
+  stem = model.patch_embed
+  return (stem.convs["0"] if hasattr(stem, "convs") else stem).kernel.shape[-2]
 
 
 # What no trained model shows: initial values, and what only training uses.

@@ -26,7 +26,7 @@ def of_arrays(tree: Any) -> tuple[dict[str, str], list[str]]:
   It is computed on the devices that hold the arrays; with several processes, all must call it.
 
   Args:
-    tree: of `jax.Array`s.
+    tree: of arrays, all on the same devices or all NumPy's.
 
   Returns:
     By path, 16 hexadecimal digits each; and the paths of arrays with a NaN or an infinity.
@@ -34,7 +34,7 @@ def of_arrays(tree: Any) -> tuple[dict[str, str], list[str]]:
   flat = jax.tree_util.tree_flatten_with_path(tree)[0]
   if not flat:
     return {}, []
-  sharding = flat[0][1].sharding
+  sharding = getattr(flat[0][1], "sharding", None)
   mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
   values = np.asarray(jax.device_get(_compiled(mesh)([leaf for _, leaf in flat])))
   names = [path_name(path) for path, _ in flat]

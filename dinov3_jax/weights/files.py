@@ -1,27 +1,33 @@
 """Files of arrays, opened without being read: only what is looked at comes into memory."""
 
-import json
 import os
 import pathlib
-import zipfile
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-DTYPES = dict(F64="f8", F32="f4", F16="f2", BF16=ml_dtypes.bfloat16, I64="i8", I32="i4", I16="i2",
-              I8="i1", U8="u1", BOOL="?")
+from dinov3_jax.weights import safetensors_file, torch_file
+from dinov3_jax.weights.contents import read_json
+from dinov3_jax.weights.places import expand
+from dinov3_jax.weights.unwrapping import unwrap
+
+SUFFIXES = (safetensors_file.SUFFIX, *torch_file.SUFFIXES)
 INDEX = "model.safetensors.index.json"
+# What a folder of Hugging Face's format calls its model, the best first.
+NAMES = (INDEX, "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 
 
-def open_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The arrays of a file or of a folder, file by file, as views of their mapped files.
+def open_arrays(path: str | os.PathLike, network: str = "teacher") -> dict[str, np.ndarray]:
+  """The arrays of a backbone, file by file, as views of the mapped files.
 
   Args:
-    path: a `.safetensors` file, its `.index.json`, a `.pth` or `.pt` file (PyTorch reads it), or a
-      folder with one of these.
+    path: a `.safetensors` file, an `.index.json` of several files, a `.pth`, `.pt`, `.bin` or
+      `.ckpt` file (PyTorch reads it), or a folder with one of these.
+    network: "teacher" or "student", where the file has both.
 
   Returns:
-    The arrays by name. A file is let go with the last of its arrays.
+    The arrays by name, without what is wrapped around them; see `unwrap`. A file is let go with the
+    last of its arrays.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -29,13 +35,12 @@ def open_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     ModuleNotFoundError: a PyTorch file, and no PyTorch.
   """
   path = find(path)
-  if path.name.endswith(".index.json"):
-    return _open_shards(path)
-  if path.suffix == ".safetensors":
-    return _open_safetensors(path)
-  if path.suffix in (".pth", ".pt"):
-    return _open_torch(path)
-  raise ValueError(f"{path} is neither a .safetensors nor a .pth file")
+  content = _open_shards(path) if path.name.endswith(".index.json") else _open_one(path)
+  try:
+    return {name: x if isinstance(x, np.ndarray) else torch_file.as_numpy(name, x)
+            for name, x in unwrap(content, network).items()}
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
 
 
 def find(path: str | os.PathLike) -> pathlib.Path:
@@ -44,64 +49,54 @@ def find(path: str | os.PathLike) -> pathlib.Path:
   Raises:
     FileNotFoundError: there is none, or more than one.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(expand(path))
   if path.is_file():
     return path
   if not path.is_dir():
     raise FileNotFoundError(f"there is no file or folder {path}")
-  for name in (INDEX, "model.safetensors"):
+  for name in NAMES:
     if (path / name).is_file():
       return path / name
-  found = sorted(f for f in path.iterdir() if f.suffix in (".pth", ".pt"))
+  found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
   if len(found) != 1:
-    raise FileNotFoundError(f"{path} holds no model.safetensors, and {len(found) or 'no'} .pth file"
-                            "s: give the file itself")
+    names = ", ".join(file.name for file in found[:5])
+    raise FileNotFoundError(f"{path} holds no model.safetensors, and {len(found) or 'no'} other "
+                            f"files of weights{names and f' ({names})'}: give the file itself")
   return found[0]
 
 
-def _open_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    with path.open("rb") as file:
-      size = int.from_bytes(file.read(8), "little")
-      header = json.loads(file.read(size)) if size < path.stat().st_size else None
-    header.pop("__metadata__", None)
-    data = np.asarray(np.memmap(path, np.uint8, "r", offset=8 + size))
-    return {name: data[slice(*entry["data_offsets"])].view(DTYPES[entry["dtype"]])
-            .reshape(entry["shape"])
-            for name, entry in sorted(header.items(), key=lambda x: x[1]["data_offsets"])}
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise ValueError(f"{path} is no safetensors file, or is damaged: load it anew") from error
+def _open_one(path: pathlib.Path) -> dict[Any, Any]:
+  if path.suffix == safetensors_file.SUFFIX:
+    return safetensors_file.read(path)
+  if not torch_file.is_torch(path):
+    raise ValueError(f"{path} is no file of weights: its name must end in {', '.join(SUFFIXES)}")
+  content = torch_file.read(path)
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} holds a {type(content).__name__}, not the named arrays of a model: "
+                     "save its state_dict()")
+  return content
 
 
-def _open_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
-  places = json.loads(index.read_text())["weight_map"]
+def _open_shards(index: pathlib.Path) -> dict[str, Any]:
+  places = read_json(index).get("weight_map")
+  if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
+    raise ValueError(f"{index} has no weight_map from arrays to files: download it again")
   arrays = {}
   for name in sorted(set(places.values())):
+    _require_inside(index, name)
     if not (index.parent / name).is_file():
       raise FileNotFoundError(f"{index} names {name}, which is not there: load the rest, too")
-    arrays |= _open_safetensors(index.parent / name)
+    arrays |= _open_one(index.parent / name)
   missing = sorted(places.keys() - arrays.keys())
   if missing:
     raise ValueError(f"{index} names arrays that its files lack: {', '.join(missing)}")
   return arrays
 
 
-def _open_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    import torch
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"only PyTorch can read {path.name}: pip install torch, or take the "
-                              "safetensors files of the same weights from Hugging Face") from error
-  tensors = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-  tensors = tensors.get("teacher", tensors)  # the reference's trainer keeps its EMA alone
-  wrong = [name for name, x in tensors.items() if not isinstance(x, torch.Tensor)]
-  if wrong:
-    raise ValueError(f"{path} holds more than the parameters of one model: {', '.join(wrong)}")
-  return {name: _as_numpy(tensor) for name, tensor in tensors.items()}
-
-
-def _as_numpy(tensor) -> np.ndarray:
-  import torch
-  if tensor.dtype == torch.bfloat16:
-    return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-  return tensor.detach().numpy()
+def _require_inside(index: pathlib.Path, name: str):
+  """Refuses a file that is not in the index's folder or below; links there are the user's own."""
+  posix, windows = pathlib.PurePosixPath(name), pathlib.PureWindowsPath(name)
+  if posix.root or windows.anchor or ".." in (*posix.parts, *windows.parts) or "\0" in name:
+    raise ValueError(f"{index} names {name!r}, which is not in its folder, and is refused")
+  if posix.suffix not in SUFFIXES:
+    raise ValueError(f"{index} names {name!r}, which is no file of weights")

@@ -1,6 +1,5 @@
 """Hugging Face's settings of a DINOv3 model as ours and back, and its repositories."""
 
-import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -8,8 +7,12 @@ from typing import Any
 
 from dinov3_jax.models.convnext import EPS
 from dinov3_jax.models.layers import hidden_width
+from dinov3_jax.models.variants import feed_forward
+from dinov3_jax.weights import safetensors_file, torch_file
+from dinov3_jax.weights.contents import is_count, is_number, require
 
 CONFIG = "config.json"
+SUFFIXES = (safetensors_file.SUFFIX, *torch_file.SUFFIXES)
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,48 +28,61 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: another kind of model, or a setting that we do not have.
   """
   kind = config.get("model_type")
+  count = lambda key, default, least=1: require(
+      config, key, default, lambda x: is_count(x, least), f"a whole number from {least} to 2**31")
+  flag = lambda key, default: require(config, key, default, lambda x: isinstance(x, bool),
+                                      "true or false")
+  positive = lambda key, default: require(
+      config, key, default, lambda x: is_number(x) and x > 0, "a positive number")
   if kind == "dinov3_convnext":
     _require(config, hidden_act="gelu", layer_norm_eps=EPS)
-    return dict(depths=tuple(config.get("depths", (3, 3, 9, 3))),
-                dims=tuple(config.get("hidden_sizes", (96, 192, 384, 768))),
-                in_channels=config.get("num_channels", 3))
+    stages = lambda key, default: tuple(require(config, key, default, is_stages,
+                                                "four whole numbers"))
+    return dict(depths=stages("depths", (3, 3, 9, 3)),
+                dims=stages("hidden_sizes", (96, 192, 384, 768)),
+                in_channels=count("num_channels", 3))
   if kind != "dinov3_vit":
-    raise ValueError(f"{CONFIG} is that of a {kind!r}, not of a dinov3_vit or dinov3_convnext")
-  gated, qkv_bias = config.get("use_gated_mlp", False), config.get("query_bias", True)
-  key_bias = config.get("key_bias", False)
+    raise ValueError(f"{CONFIG} is that of a {kind!r:.60}, not of a dinov3_vit or dinov3_convnext")
+  gated, qkv_bias = flag("use_gated_mlp", False), flag("query_bias", True)
+  key_bias = flag("key_bias", False)
   _require(config, hidden_act="silu" if gated else "gelu", value_bias=qkv_bias,
            key_bias=key_bias and qkv_bias)
-  width, hidden = config.get("hidden_size", 384), config.get("intermediate_size", 1536)
-  rope = {ours: config.get(f"pos_embed_{ours}", default)
+  width, hidden = count("hidden_size", 384), count("intermediate_size", 1536)
+  rope = {ours: require(config, f"pos_embed_{ours}", default,
+                        lambda x: x is None or (is_number(x) and x >= 0), "a number, or null")
           for ours, default in dict(shift=None, jitter=None, rescale=2.0).items()}
   return dict(
-      patch_size=config.get("patch_size", 16), in_channels=config.get("num_channels", 3),
-      width=width, depth=config.get("num_hidden_layers", 12),
-      num_heads=config.get("num_attention_heads", 6), ffn="swiglu" if gated else "mlp",
-      ffn_ratio=_ratio(math.ceil(1.5 * hidden) if gated else hidden, width), ffn_align=1,
+      patch_size=count("patch_size", 16), in_channels=count("num_channels", 3),
+      width=width, depth=count("num_hidden_layers", 12),
+      num_heads=count("num_attention_heads", 6),
+      **feed_forward("swiglu" if gated else "mlp", width, hidden),
       qkv_bias=qkv_bias, mask_k_bias=qkv_bias and not key_bias,
-      proj_bias=config.get("proj_bias", True), ffn_bias=config.get("mlp_bias", True),
-      norm_eps=config.get("layer_norm_eps", 1e-5),
-      storage_tokens=config.get("num_register_tokens", 0),
-      rope=dict(base=config.get("rope_theta", 100.0), **rope))
+      proj_bias=flag("proj_bias", True), ffn_bias=flag("mlp_bias", True),
+      norm_eps=positive("layer_norm_eps", 1e-5),
+      storage_tokens=count("num_register_tokens", 0, 0),
+      rope=dict(base=positive("rope_theta", 100.0), **rope))
+
+
+def is_stages(value: Any) -> bool:
+  """Whether a value is what a ConvNeXt has for each of its four stages."""
+  return isinstance(value, list | tuple) and len(value) == 4 and all(map(is_count, value))
 
 
 def _require(config, **values):
-  wrong = [f"{key}={config[key]!r} (only {value!r})" for key, value in values.items()
+  wrong = [f"{key}={config[key]!r:.60} (only {value!r})" for key, value in values.items()
            if config.get(key, value) != value]
   if wrong:
     raise ValueError(f"{CONFIG} asks for what is not supported here: {', '.join(wrong)}")
 
 
-def _ratio(hidden: int, width: int) -> float:
-  ratio = hidden / width
-  return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
-
-
-def config(settings: Mapping[str, Any]) -> dict[str, Any]:
+def config(settings: Mapping[str, Any], image_size: int = 224) -> dict[str, Any]:
   """What `config.json` says of a network of ours; the way back of `settings`.
 
   What only training uses stays behind, and RoPE is in float32 there.
+
+  Args:
+    settings: arguments of `VisionTransformer` or `ConvNeXt`.
+    image_size: that images should have, pixels.
 
   Raises:
     ValueError: one line with everything that their network cannot do.
@@ -75,7 +91,7 @@ def config(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(architectures=["DINOv3ConvNextModel"], model_type="dinov3_convnext",
                 depths=list(settings["depths"]), hidden_sizes=list(settings["dims"]),
                 num_channels=settings.get("in_channels", 3), hidden_act="gelu", layer_norm_eps=EPS,
-                image_size=224, dtype="float32")
+                image_size=image_size, dtype="float32")
   s, rope = settings, settings.get("rope") or {}
   wrong = [name for name, differs in {
       "stem=conv": s.get("stem", "patch") != "patch",
@@ -85,8 +101,8 @@ def config(settings: Mapping[str, Any]) -> dict[str, Any]:
       "rope.min_period": rope.get("min_period") is not None,
       "rope.normalize": rope.get("normalize", "separate") != "separate"}.items() if differs]
   if wrong:
-    raise ValueError(f"Hugging Face's DINOv3 has no {', '.join(wrong)}: export as "
-                     "safetensors")
+    raise ValueError(f"Hugging Face's DINOv3 has no {', '.join(wrong)}: export with --format "
+                     "safetensors, which keeps every model as it is")
   gated, qkv_bias = s.get("ffn", "mlp") == "swiglu", s.get("qkv_bias", True)
   hidden = hidden_width(s.get("ffn", "mlp"), s["width"], s.get("ffn_ratio", 4.0),
                         s.get("ffn_align", 8))
@@ -98,14 +114,14 @@ def config(settings: Mapping[str, Any]) -> dict[str, Any]:
       proj_bias=s.get("proj_bias", True), mlp_bias=s.get("ffn_bias", True),
       layer_norm_eps=s.get("norm_eps", 1e-6), num_register_tokens=s.get("storage_tokens", 0),
       patch_size=s.get("patch_size", 16), num_channels=s.get("in_channels", 3),
-      rope_theta=rope.get("base", 100.0), layerscale_value=1.0, image_size=224, dtype="float32",
+      rope_theta=rope.get("base", 100.0), layerscale_value=1.0, image_size=image_size,
+      dtype="float32",
       **{f"pos_embed_{name}": rope.get(name) for name in ("shift", "jitter", "rescale")})
 
 
 def is_repo(name: str) -> bool:
   """Whether `name` looks like a repository of the hub, "owner/name"."""
-  return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not name.endswith((".pth", ".pt",
-                                                                             ".safetensors"))
+  return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not name.endswith(SUFFIXES)
 
 
 def download(repo: str) -> pathlib.Path:
@@ -120,7 +136,10 @@ def download(repo: str) -> pathlib.Path:
   from huggingface_hub import errors, snapshot_download
   page = f"https://huggingface.co/{repo}"
   try:
-    return pathlib.Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors"]))
+    folder = pathlib.Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors"]))
+    if not any(folder.glob("*.safetensors")):  # many others have the same weights twice
+      snapshot_download(repo, allow_patterns=[f"*{suffix}" for suffix in torch_file.SUFFIXES])
+    return folder
   except errors.GatedRepoError as error:
     raise PermissionError(f"{repo} is gated: ask for access on {page}, then log in with `hf auth "
                           "login` or set HF_TOKEN") from error

@@ -7,6 +7,7 @@ from PIL import Image
 
 from dinov3_jax.data.preprocess import IMAGENET, SATELLITE, Preprocess, preprocess
 from dinov3_jax.data.sources import DamagedImage
+from dinov3_jax.train import checkpoint
 
 
 @pytest.fixture
@@ -83,3 +84,75 @@ def test_bad_input(image, tmp_path):
   for change in (dict(resize="crop"), dict(resize="shorter", size=(8, 8)), dict(size=0)):
     with pytest.raises(ValueError, match=r"resize|size"):
       dataclasses.replace(Preprocess(), **change)
+
+
+def write(folder, **entries):
+  (folder / "preprocessor_config.json").write_text(json.dumps(entries))
+  return folder
+
+
+@pytest.mark.parametrize("entries, size", [
+  (dict(size=96), 96), (dict(size=dict(height=96, width=96)), 96),
+  (dict(size=dict(height=48, width=96)), (48, 96)), (dict(size=dict(shortest_edge=256)), 256),
+  (dict(size=[48, 96]), (48, 96)), (dict(size=[96]), 96), ({}, 224),
+  (dict(size=dict(shortest_edge=256), do_center_crop=True, crop_size=224), 224),
+  (dict(size=dict(shortest_edge=256), do_center_crop=True,
+        crop_size=dict(height=192, width=160)), (192, 160)),
+  (dict(size=dict(shortest_edge=256), do_center_crop=False, crop_size=224), 256),
+  (dict(size=96, crop_size=64), 96), (dict(size=96, do_center_crop=True), 96)])
+def test_a_folder_may_say_its_size(tmp_path, entries, size):
+  write(tmp_path, **entries)
+  assert preprocess(tmp_path).size == size
+  assert preprocess(tmp_path, 32).size == 32 and preprocess(tmp_path, (16, 32)).size == (16, 32)
+  assert preprocess(tmp_path).mean == IMAGENET[0]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "backbone.pth", "a.index.json"])
+def test_what_lies_beside_a_file_counts(tmp_path, name, monkeypatch):
+  write(tmp_path, size=96, image_mean=[0.1, 0.2, 0.3])
+  (tmp_path / name).touch()
+  monkeypatch.setenv("HOME", str(tmp_path))
+  for path in (tmp_path / name, str(tmp_path / name), f"~/{name}", "~"):
+    assert preprocess(path) == Preprocess((0.1, 0.2, 0.3), IMAGENET[1], 96)
+  monkeypatch.chdir(tmp_path)
+  assert preprocess() == Preprocess()  # no weights, whatever the working folder holds
+
+
+def test_images_that_are_not_normalised(tmp_path):
+  made = preprocess(write(tmp_path, do_normalize=False, image_mean=[0.1, 0.2, 0.3]))
+  assert (made.mean, made.std) == ((0, 0, 0), (1, 1, 1))
+
+
+@pytest.mark.parametrize("entries, said", [
+  (dict(size="224"), "size must be a number of pixels"), (dict(size=0), "size must be"),
+  (dict(size=10**9), "size must be a number of pixels up to 16384"), (dict(size=True), "size must"),
+  (dict(size=dict(longest_edge=9)), "size must be"), (dict(size=[1, 2, 3]), "size must be"),
+  (dict(size=dict(height=9, width=None)), "size must be"), (dict(size=None), "size must be"),
+  (dict(crop_size="x", do_center_crop=True), "crop_size must be"),
+  (dict(image_mean=0.5), "image_mean must be three numbers"),
+  (dict(image_mean=[0.5, 0.5]), "image_mean must be three"),
+  (dict(image_mean=[0.5, 0.5, None]), "image_mean must be three"),
+  (dict(image_std=[0.5, 0, 0.5]), "image_std must be three positive numbers"),
+  (dict(image_std=[1, 1, float("nan")]), "image_std must be three positive numbers"),
+  (dict(rescale_factor=1 / 127.5), "only images that are rescaled by 1/255"),
+  (dict(rescale_factor=[1]), "rescale_factor must be a number"),
+  (dict(do_rescale=False), "only images that are rescaled by 1/255")])
+def test_settings_that_cannot_be(tmp_path, entries, said):
+  with pytest.raises(ValueError, match=rf"preprocessor_config\.json: .*{said}"):
+    preprocess(write(tmp_path, **entries))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "<html>", "\0"])
+def test_damaged_settings(tmp_path, content):
+  (tmp_path / "preprocessor_config.json").write_text(content)
+  with pytest.raises(ValueError, match=r"preprocessor_config\.json (is|holds) (empty|no|a web)"):
+    preprocess(tmp_path)
+
+
+def test_a_run_says_what_it_was_trained_with(tmp_path, tiny_config):
+  tiny_config.crops.update(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), global_sizes=(48, 64))
+  with checkpoint.Writer(tmp_path, keep=1, keep_every=0) as writer:
+    writer.save(1, {"student": {"a": np.ones(2)}}, {}, tiny_config)
+  expected = Preprocess((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 48)
+  assert preprocess(tmp_path) == preprocess(tmp_path / "checkpoints" / "1") == expected
+  assert preprocess(tmp_path, 16).size == 16

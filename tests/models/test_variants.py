@@ -3,11 +3,14 @@ import pytest
 from flax import nnx
 
 from dinov3_jax.models.convnext import ConvNeXt
+from dinov3_jax.models.layers import hidden_width
 from dinov3_jax.models.variants import (
     REFERENCE_ARCHITECTURES,
     VARIANTS,
     build,
+    channels,
     differences,
+    feed_forward,
     make_model,
     variant,
 )
@@ -108,3 +111,21 @@ def test_differences():
 def test_what_the_references_names_mean(name, width, depth, heads, ratio):
   sizes = dict(ffn_ratio=4.0) | REFERENCE_ARCHITECTURES[name]
   assert sizes == dict(width=width, depth=depth, num_heads=heads, ffn_ratio=ratio)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "swiglu"])
+@pytest.mark.parametrize("width, hidden", [(64, 100), (64, 101), (49, 77), (384, 1536), (192, 513),
+                                           (1536, 4096), (1152, 4352), (7, 1)])
+def test_feed_forward_gives_its_width_back(kind, width, hidden):
+  s = feed_forward(kind, width, hidden)
+  assert hidden_width(s["ffn"], width, s["ffn_ratio"], s["ffn_align"]) == hidden
+
+
+@pytest.mark.parametrize("settings", [
+  dict(width=8, depth=1, num_heads=2, patch_size=4),
+  dict(width=8, depth=1, num_heads=2, patch_size=4, stem="conv"),
+  dict(depths=(1, 1, 1, 1), dims=(4, 4, 4, 4))])
+def test_channels(settings):
+  for n in (1, 3, 4):
+    model = nnx.eval_shape(lambda n=n: build(settings | dict(in_channels=n), rngs=nnx.Rngs(0)))
+    assert channels(model) == n

@@ -151,7 +151,8 @@ def test_what_each_side_cannot_do():
 def test_repositories(monkeypatch, tmp_path):
   hub = pytest.importorskip("huggingface_hub")
   assert huggingface.is_repo("facebook/dinov3-vits16-pretrain-lvd1689m")
-  for path in ("vits16", "/a/b", "a/b/c", "weights/vits16.pth", "a/model.safetensors"):
+  for path in ("vits16", "/a/b", "a/b/c", "weights/vits16.pth", "a/model.safetensors", "a/b.bin",
+               "a/b.ckpt"):
     assert not huggingface.is_repo(path)
   asked = []
 
@@ -178,3 +179,56 @@ def test_repositories(monkeypatch, tmp_path):
       dinov3_jax.load(None, "o/m")
   with pytest.raises(FileNotFoundError, match="vitl16plus's weights are not on"):
     dinov3_jax.load("vitl16plus", "lvd1689m")
+
+
+def test_repositories_without_safetensors(monkeypatch, tmp_path):
+  """Files of PyTorch are fetched only where the repository has nothing else."""
+  hub = pytest.importorskip("huggingface_hub")
+  asked = []
+
+  def snapshot_download(repo, allow_patterns):
+    asked.append(allow_patterns)
+    (tmp_path / ("config.json" if len(asked) == 1 else "pytorch_model.bin")).touch()
+    return str(tmp_path)
+
+  monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+  assert huggingface.download("owner/model") == tmp_path
+  assert asked == [["*.json", "*.safetensors"], ["*.pth", "*.pt", "*.bin", "*.ckpt"]]
+  (tmp_path / "model.safetensors").touch()
+  huggingface.download("owner/model")
+  assert len(asked) == 3
+
+
+@pytest.mark.parametrize("key, value, said", [
+    ("hidden_size", "384", "hidden_size must be a whole number from 1"),
+    ("hidden_size", 384.0, "hidden_size must be a whole number"),
+    ("hidden_size", 10**30, "hidden_size must be a whole number"),
+    ("num_hidden_layers", 0, "num_hidden_layers must be"),
+    ("num_register_tokens", -1, "num_register_tokens must be a whole number from 0"),
+    ("use_gated_mlp", 1, "use_gated_mlp must be true or false"),
+    ("layer_norm_eps", None, "layer_norm_eps must be a positive number"),
+    ("rope_theta", float("nan"), "rope_theta must be a positive number"),
+    ("pos_embed_rescale", "2", "pos_embed_rescale must be a number, or null"),
+    ("hidden_act", ["gelu"], "hidden_act=")])
+def test_values_of_a_wrong_type(key, value, said):
+  with pytest.raises(ValueError, match=said):
+    huggingface.settings({"model_type": "dinov3_vit", key: value})
+  for stages in (3, [1, 2, 3], [1, 2, 3, "4"]):
+    with pytest.raises(ValueError, match="depths must be four whole numbers"):
+      huggingface.settings(dict(model_type="dinov3_convnext", depths=stages))
+
+
+def test_older_and_newer_names_of_layers(tmp_path):
+  """Files say `layer.0` or `model.layer.0`, and may be PyTorch's."""
+  torch = pytest.importorskip("torch")
+  model = make_vit(tmp_path / "a", "mlp")
+  plain = {name.removeprefix("model."): x for name, x in model.state_dict().items()}
+  expected = nnx.state(dinov3_jax.load(None, tmp_path / "a"))
+  newer = {f"model.{name}" if name.startswith("layer.") else name: x for name, x in plain.items()}
+  assert newer.keys() != plain.keys()
+  for i, tensors in enumerate((plain, newer)):
+    folder = tmp_path / str(i)
+    folder.mkdir()
+    (folder / "config.json").write_bytes((tmp_path / "a" / "config.json").read_bytes())
+    torch.save(tensors, folder / "pytorch_model.bin")
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(dinov3_jax.load(None, folder)), expected)

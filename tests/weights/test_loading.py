@@ -1,5 +1,7 @@
+import argparse
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -106,7 +108,7 @@ def test_weights_say_which_model_they_are(tmp_path, name, convention):
   model = dinov3_jax.load(None, file)
   chex.assert_trees_all_equal(params_of(model), random_params(name))
   save_file(arrays | {"more": np.zeros(2)}, file)
-  with pytest.raises(ValueError, match="of no published model: say which one"):
+  with pytest.raises(ValueError, match=r"of no use: more|width of 32 is no whole number of heads"):
     dinov3_jax.load(None, file)
 
 
@@ -185,15 +187,16 @@ def test_what_cannot_be_read(tmp_path, monkeypatch):
   for wrong in ("absent.pth", "", "a/b/c"):
     with pytest.raises(FileNotFoundError):
       dinov3_jax.load("vits16", tmp_path / wrong)
-  (tmp_path / "w.bin").write_bytes(b"x")
-  with pytest.raises(ValueError, match=r"w\.bin is neither a \.safetensors nor a \.pth"):
-    dinov3_jax.load("vits16", tmp_path / "w.bin")
+  (tmp_path / "w.npz").write_bytes(b"x")
+  with pytest.raises(ValueError, match=r"w\.npz is no file of weights: its name must end in \.saf"):
+    dinov3_jax.load("vits16", tmp_path / "w.npz")
   save_file(official("vits16"), tmp_path / "w.safetensors")
   content = (tmp_path / "w.safetensors").read_bytes()
   for damaged in (content[:-100], content[:60], content[:4], b"", bytes(8) + content):
     (tmp_path / "w.safetensors").write_bytes(damaged)
-    with pytest.raises(ValueError, match="is no safetensors file, or is damaged"):
+    with pytest.raises(ValueError, match=r"w\.safetensors is (no safetensors|cut off|empty)") as e:
       dinov3_jax.load("vits16", tmp_path / "w.safetensors")
+    assert str(e.value).count("w.safetensors") == 1
   (tmp_path / "w.pth").write_bytes(b"x")
   monkeypatch.setitem(sys.modules, "torch", None)
   with pytest.raises(ModuleNotFoundError, match=r"only PyTorch can read w\.pth: pip install torch"):
@@ -215,11 +218,49 @@ def test_shards_that_are_not_there(tmp_path):
       dinov3_jax.load("vits16", tmp_path)
 
 
-def test_a_torch_file_with_more_in_it(tmp_path):
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt"])
+def test_what_others_wrap_around_a_model(tmp_path, suffix):
   torch = pytest.importorskip("torch")
-  torch.save({"model": {"a": torch.zeros(2)}, "step": 3}, tmp_path / "w.pth")
-  with pytest.raises(ValueError, match="more than the parameters of one model: model, step"):
-    dinov3_jax.load("vits16", tmp_path / "w.pth")
+  tensors = {f"module.backbone.{k}": torch.tensor(v) for k, v in official("vits16").items()}
+  other = {name: x + 1 for name, x in tensors.items() if x.dtype == torch.float32}
+  torch.save({"state_dict": {"student": other, "teacher": tensors}, "epoch": 3,
+              "args": argparse.Namespace(lr=1e-3)}, tmp_path / f"w{suffix}")
+  model = dinov3_jax.load("vits16", tmp_path)
+  chex.assert_trees_all_equal(params_of(model), random_params("vits16"))
+  torch.save([1, 2], tmp_path / f"w{suffix}")
+  with pytest.raises(ValueError, match=rf"w\{suffix} holds a list, not the named arrays"):
+    dinov3_jax.load("vits16", tmp_path)
+
+
+def test_the_student_of_a_strangers_file(tmp_path):
+  arrays = official("vits16")
+  both = {f"teacher.{name}": x for name, x in arrays.items()} | {
+      f"student.{name}": x + (0 if naming.BUFFERS.search(name) else 1)
+      for name, x in arrays.items()}
+  save_file(both, tmp_path / "w.safetensors")
+  teacher, student = (params_of(dinov3_jax.load("vits16", tmp_path / "w.safetensors",
+                                                network=network))
+                      for network in ("teacher", "student"))
+  chex.assert_trees_all_equal(teacher, random_params("vits16"))
+  np.testing.assert_array_equal(student["cls_token"], teacher["cls_token"] + 1)
+
+
+def test_projectors_of_others(tmp_path, caplog):
+  """Laid out as EUPE's: a published architecture, and projectors that only its training used."""
+  arrays = official("vits16") | {f"projectors.{i}.weight": np.ones((3, 3), "f4") for i in range(2)}
+  save_file(arrays, tmp_path / "w.safetensors")
+  model = dinov3_jax.load(None, tmp_path / "w.safetensors")
+  chex.assert_trees_all_equal(params_of(model), random_params("vits16"))
+  assert [record.getMessage() for record in caplog.records] == [
+      "left out: 2 arrays of projectors, which are no part of the backbone"]
+
+
+def test_the_home_directory(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  save_file(official("vits16"), tmp_path / "w.safetensors")
+  for path in ("~/w.safetensors", pathlib.Path("~/w.safetensors")):
+    chex.assert_trees_all_equal(params_of(dinov3_jax.load("vits16", path)),
+                                random_params("vits16"))
 
 
 def test_what_is_imported(run_folder):
