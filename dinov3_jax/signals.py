@@ -42,8 +42,8 @@ class Noted:
     number: of the signal, 0 as long as there was none.
   """
 
-  def __init__(self, line: str = "saving, then stopping; once more to stop at once"):
-    """`line` is printed on the standard error stream when the signal comes."""
+  def __init__(self, line: str | None = "saving, then stopping; once more to stop at once"):
+    """`line` is printed on the standard error stream when the signal comes, unless it is None."""
     self.number, self._line, self._former = 0, line, {}
 
   def __enter__(self):
@@ -54,7 +54,8 @@ class Noted:
     self.number = self.number or number
     for other in self._former:
       signal.signal(other, signal.SIG_DFL)
-    os.write(2, f"\n{self._line}\n".encode())
+    if self._line:
+      os.write(2, f"\n{self._line}\n".encode())
 
   def __exit__(self, *_):
     for number, handler in self._former.items():

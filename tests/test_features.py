@@ -1,3 +1,5 @@
+import os
+import signal
 import sys
 
 import chex
@@ -84,29 +86,33 @@ def test_npy_of_a_convnext_on_one_device(folder, monkeypatch):
   np.testing.assert_array_equal(np.load("f.npy"), arrays["patches"])
 
 
-def test_an_interrupted_run_goes_on(folder, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_goes_on(folder, monkeypatch, capsys, number):
   arguments = ["images", *RANDOM, "--tokens", "patches"]
   assert command(monkeypatch, *arguments, "--out", "whole.safetensors") == 0
-  batches, read = extraction._batches, []
+  batches, todo = extraction._batches, []
 
-  def first_batch(images, *rest):
-    read.append(len(images))
-    yield next(batches(images, *rest))
-    raise KeyboardInterrupt
+  def first_batch(images, items, *rest):
+    todo.append(items)
+    os.kill(os.getpid(), number)
+    yield from batches(images, items, *rest)
 
+  capsys.readouterr()
   with monkeypatch.context() as patch:
     patch.setattr(extraction, "_batches", first_batch)
     patch.setattr(extraction, "_one_ahead", iter)
-    assert command(patch, *arguments, "--out", "f.safetensors") == 130
-  assert "goes on from here" in capsys.readouterr().err
+    # The batch that is being made is still written.
+    assert command(patch, *arguments, "--out", "f.safetensors") == 128 + number
+  error = capsys.readouterr().err
+  assert error.rstrip().endswith("error: interrupted; the same command goes on from here")
   assert not (folder / "f.safetensors").exists()
   assert command(monkeypatch, *arguments[:-1], "cls", "--out", "f.safetensors") == 1
   assert "another job (its tokens differ)" in capsys.readouterr().err
 
-  monkeypatch.setattr(extraction, "_batches",
-                      lambda images, *rest: read.append(len(images)) or batches(images, *rest))
+  monkeypatch.setattr(extraction, "_batches", lambda images, items, *rest: todo.append(items) or (
+      batches(images, items, *rest)))
   assert command(monkeypatch, *arguments, "--out", "f.safetensors") == 0
-  assert read == [11, 3]
+  assert todo == [list(range(11)), [2, 8, 9, 10]]  # 2 is the damaged one, which is read again
   assert (folder / "f.safetensors").read_bytes() == (folder / "whole.safetensors").read_bytes()
   assert "4bad.jpg" in capsys.readouterr().err  # of the part before the interruption
   assert not list(folder.glob("*.partial"))
