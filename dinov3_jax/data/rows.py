@@ -36,23 +36,25 @@ class Rows:
 
   Args:
     folder: may hold the beginning of the same job.
+    out: the file that it becomes, .safetensors or .npy.
     job: what decides the rows, as JSON; its `dtype` is that of all arrays.
 
   Attributes:
     done: items that are through, the damaged ones included; the next one has this number.
     damaged: why, by number, of items that have no row.
+    finished: whether `out` is complete, and `finish` was killed afterwards: nothing is left to do.
 
   Raises:
     ValueError: the folder holds the beginning of another job.
     OSError: it cannot be written to.
   """
 
-  def __init__(self, folder: pathlib.Path, job: dict[str, Any]):
-    self._folder, self._job, self._files = folder, job, {}
+  def __init__(self, folder: pathlib.Path, out: pathlib.Path, job: dict[str, Any]):
+    self._folder, self._out, self._job, self._files = folder, out, job, {}
     self._count, self.damaged = (0, 0), {}  # of items and rows: they change together
-    self._shapes, self._placed, self._made, self._cleared = {}, {}, True, False
+    self._shapes, self._placed, self._made, self.finished = {}, {}, True, False
     folder.mkdir(exist_ok=True)
-    if not self._resume():
+    if not self._resume():  # else what there was is of no use
       self.commit()  # from here on a beginning says whose it is
     self._committed = time.monotonic()
 
@@ -65,7 +67,7 @@ class Rows:
 
   def __exit__(self, kind, *_):
     try:
-      if not self._cleared:
+      if not self.finished:
         # An error must not be hidden by another one of the same disk.
         with contextlib.suppress(*[OSError] if kind else []):
           self.commit()
@@ -85,7 +87,12 @@ class Rows:
       raise ValueError(f"{self._folder} has the beginning of another job (its {', '.join(other)} "
                        "differ): delete it, or choose another --out")
     self._placed = state["placed"]
+    self.damaged = {int(item): reason for item, reason in state["damaged"].items()}
     rows, shapes = state["rows"], state["shapes"]
+    if is_ours(self._out, self._folder):
+      self._shapes = shapes
+      self._clear()
+      return True
     sizes = {key: rows * self._bytes(shape) for key, shape in shapes.items()}
     if rows:
       sizes[ITEMS] = rows * 24
@@ -93,10 +100,10 @@ class Rows:
       path = self._folder / key
       if (path.stat().st_size if path.exists() else 0) < size:
         log.warning("%s is shorter than when it was saved: beginning anew", path)
+        self.damaged = {}
         return False
     for key, size in sizes.items():
       os.truncate(self._folder / key, size)
-    self.damaged = {int(item): reason for item, reason in state["damaged"].items()}
     self._count, self._shapes = (state["done"], rows), shapes
     return True
 
@@ -181,29 +188,22 @@ class Rows:
       _sync_folder(self._folder)
     self._committed = time.monotonic()
 
-  def is_finished(self, out: pathlib.Path) -> bool:
-    """Whether `out` is what `finish` wrote before it was killed; then deletes the folder."""
-    if not is_ours(out, self._folder):
-      return False
-    self._clear()
-    return True
-
-  def finish(self, out: pathlib.Path, names: Sequence[str]):
-    """Writes a .safetensors or .npy file with the rows in the order of their items.
+  def finish(self, names: Sequence[str]):
+    """Writes the file with the rows in the order of their items.
 
     The file has its name only when it is complete and on the disk; a kill at any moment leaves
     what the same call needs to do it again. The folder is deleted.
 
     Args:
-      out: must not be there.
       names: of all items.
 
     Raises:
-      FileExistsError: `out` has come to be meanwhile.
+      FileExistsError: a file of its name has come to be meanwhile.
       OSError: the disk is full or broken.
       ValueError: the names are too long for a .safetensors file, or not as many as the items; or
         none of these has a row.
     """
+    out = self._out
     if len(names) != self.done:
       raise ValueError(f"{len(names)} names for {self.done} items")
     self.commit()
@@ -276,7 +276,7 @@ class Rows:
       file.close()
     for name in (*self._shapes, ITEMS, WHOLE, NAMES, NEW, STATE):
       (self._folder / name).unlink(missing_ok=True)
-    self._files, self._cleared = {}, True
+    self._files, self.finished = {}, True
     with contextlib.suppress(OSError):  # it holds something else, too
       self._folder.rmdir()
 

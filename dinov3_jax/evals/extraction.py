@@ -92,9 +92,9 @@ def extract(images: Sequence[str], out: str | os.PathLike, model: nnx.Module, pr
     stack.callback(_remove_if_empty, folder)
     stack.enter_context(FolderLock(folder, "features"))
     check_out(out, tokens)  # another process may have finished it
-    rows = stack.enter_context(Rows(folder, job))
-    if rows.is_finished(out):
-      return {names[i]: reason for i, reason in rows.damaged.items()}
+    rows = stack.enter_context(Rows(folder, out, job))
+    if rows.finished:
+      return {names[i]: reason for i, reason in sorted(rows.damaged.items())}
     todo = _left(images, rows)
     bar = stack.enter_context(_bar(progress))
     bar.console.show_cursor(True)  # a killed process must not leave a terminal without
@@ -119,7 +119,7 @@ def extract(images: Sequence[str], out: str | os.PathLike, model: nnx.Module, pr
       first = min(rows.damaged)
       raise ValueError(f"none of the {len(images)} images can be read; the first is "
                        f"{names[first]}: {rows.damaged[first]}")
-    rows.finish(out, names)
+    rows.finish(names)
   return {names[i]: reason for i, reason in sorted(rows.damaged.items())}
 
 
