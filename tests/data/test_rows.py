@@ -218,8 +218,8 @@ from dinov3_jax.data.rows import Rows, is_ours, names_of, read
 suffix, power, links = sys.argv[1], sys.argv[2] == "power", sys.argv[3] == "links"
 home, job = pathlib.Path(sys.argv[4]), dict(dtype="float32")
 out, partial = home / f"out.{suffix}", home / f"out.{suffix}.partial"
-values = np.random.default_rng(0).normal(size=(6, 300)).astype(np.float32)
-names = [f"{i}.png" for i in range(6)]
+values = np.random.default_rng(0).normal(size=(4, 300)).astype(np.float32)
+names = [f"{i}.png" for i in range(4)]
 module.COMMIT_SECONDS = -1
 sys.setswitchinterval(1)
 kill_at, events, synced = 10**9, 0, {}
@@ -274,8 +274,8 @@ def work():
   with Rows(partial, out, job) as rows:
     if rows.finished:
       return
-    for i in [*rows.damaged, *range(rows.done, 6)]:
-      bad = i in (2, 5) and i not in rows.damaged
+    for i in [*rows.damaged, *range(rows.done, 4)]:
+      bad = i in (1, 3) and i not in rows.damaged
       rows.append(dict(cls=values[[] if bad else [i]]), [i], [(0, 0)], {i: "bad"} if bad else {})
     for i in list(rows.damaged):
       rows.append(dict(cls=values[[i]]), [i], [(0, 0)], {})
@@ -334,7 +334,7 @@ def test_a_kill_at_any_moment_changes_no_row(tmp_path, suffix, power, links):
   process = subprocess.run([sys.executable, "-c", KILLS, suffix, power, links, str(tmp_path)],
                            capture_output=True, text=True)
   assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
-  assert int(process.stdout.split()[-1]) > 80
+  assert int(process.stdout.split()[-1]) > 60
   assert "beginning anew" not in process.stderr  # nothing that was saved is ever lost
 
 
