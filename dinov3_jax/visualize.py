@@ -42,8 +42,9 @@ def foreground(patches) -> np.ndarray:
   """
   patches = np.asarray(patches, np.float32)
   rows = patches.reshape(-1, patches.shape[-1])
+  noise = 1e-12 * np.square(rows).mean()  # the rounding of float32 features, about
   rows = rows - rows.mean(0)
-  if not rows.any():
+  if np.square(rows).mean() <= noise:
     return np.ones(patches.shape[:2], bool)
   if len(rows) < rows.shape[1]:
     component = np.linalg.eigh(rows @ rows.T)[1][:, -1]
