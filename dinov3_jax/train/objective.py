@@ -127,12 +127,12 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
         student, teacher, "ibot_head", masked(tokens)[:, None], masked(teacher_tokens)[:, None],
         batch["mask_weights"].reshape(-1), temperature)
     koleo = [koleo_loss(crop, config.koleo.group, config.koleo.topk)
-             for crop in jnp.moveaxis(global_cls, 1, 0)]
+             for crop in jnp.moveaxis(global_cls, 1, 0) if config.koleo.weight]
     metrics = dict(
         dino_global_loss=(jnp.sum(dino[:2]) - diagonal) / global_pairs,
         dino_local_loss=jnp.sum(dino[2:]) / local_pairs,
         ibot_loss=jnp.sum(ibot) / (2 * images),  # crops without a mask count, too
-        koleo_loss=sum(koleo) / 2,
+        koleo_loss=sum(koleo, jnp.zeros(())) / 2,
     )
     total = (config.dino.weight * (1 - global_share) * values["dino_local_weight"]
              * metrics["dino_local_loss"]
