@@ -187,7 +187,10 @@ def fingerprint(model: nnx.Module) -> str:
   graph, state = nnx.split(model)
 
   def parts():
-    yield re.sub(r" at 0x[0-9a-f]+", "", str(graph)).encode()  # addresses of functions
+    # Functions are written with their addresses, and the order within a mapping is a matter of
+    # chance.
+    lines = re.sub(r" at 0x[0-9a-f]+", "", str(graph)).split("\n")
+    yield "\n".join(sorted(line.strip(", ") for line in lines)).encode()
     for path, x in jax.tree_util.tree_leaves_with_path(state):
       yield f"{jax.tree_util.keystr(path)} {x.dtype} {x.shape}".encode()
       yield np.ascontiguousarray(x).reshape(-1).view(np.uint8)
