@@ -81,6 +81,7 @@ def main() -> int:
   from dinov3_jax.data.walk import printable
   from dinov3_jax.evals.backbone import open_model
   from dinov3_jax.evals.extraction import Stopped, check_out, extract
+  from dinov3_jax.train import compiler
 
   try:
     if args.batch_size < 1:
@@ -98,6 +99,11 @@ def main() -> int:
     return fail("interrupted; the same command goes on from here", 128 + stop.number)
   except (OSError, ValueError, ModuleNotFoundError) as error:
     return fail(error)
+  except jax.errors.JaxRuntimeError as error:
+    if not compiler.is_too_large(error):
+      raise
+    return fail(f"the memory of the device does not suffice ({compiler.reason(error)}): take a "
+                "smaller --batch-size; what is done is saved")
   for name, reason in damaged.items():
     print(f"left out: {name}: {reason}", file=sys.stderr)
   arrays, names = read(out)

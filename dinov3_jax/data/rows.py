@@ -341,10 +341,14 @@ def _writing(path: pathlib.Path, size: int):
     reason = error.strerror
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       free = shutil.disk_usage(path.parent).free
-      reason += f": {size / 1e6:.1f} MB to write, {free / 1e6:.1f} MB free" if size else (
-          f": {free / 1e6:.1f} MB free")
+      reason += f": {_amount(size)} to write, {_amount(free)} free" if size else (
+          f": {_amount(free)} free")
     raise OSError(f"{path} cannot be written ({reason}): make room or mend it, and the same "
                   "command goes on from here") from error
+
+
+def _amount(size: int) -> str:
+  return f"{size / 1e6:,.1f} MB" if size >= 10**6 else f"{size / 1e3:.0f} kB"
 
 
 def _sync_folder(folder: pathlib.Path):
