@@ -71,7 +71,6 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
   local_pairs = 2 * crops.locals
   global_share = global_pairs / (global_pairs + local_pairs)
   over = dict(chunks=chunks, shards=prototype_shards)
-  sample_axes = () if layout is None else partition.DATA_AXES
 
   def network(params, name):
     return merge(graphs[name], params[name], layout and layout[name], dtype)
@@ -86,8 +85,8 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
     kernel, teacher_kernel = (head.last_layer.kernel[...] for head in (student, teacher))
     teacher_rows = jax.lax.stop_gradient(teacher.bottleneck(teacher_rows))
     samples = teacher_rows.reshape(-1, teacher_rows.shape[-1])
-    u, v = sinkhorn_scales_from_bottleneck(samples, teacher_kernel, temperature,
-                                           axes=sample_axes, **over)
+    axes = () if layout is None else partition.several()
+    u, v = sinkhorn_scales_from_bottleneck(samples, teacher_kernel, temperature, axes=axes, **over)
     return prototype_cross_entropy(
         student.bottleneck(student_rows), kernel, teacher_rows, teacher_kernel, u,
         v.reshape(teacher_rows.shape[:2]), weights, temperature, **over)

@@ -41,7 +41,7 @@ def test_two_processes_end_where_one_does(tiny_recipe, stored, tmp_path):
   """Four devices each against eight of one; data, evaluation and checkpoints included."""
   pair = start_pair(tiny_recipe, tmp_path / "two")
   ended = [(*process.communicate(timeout=300), process.returncode) for process in pair]
-  assert [code for *_, code in ended] == [143, 143], ended
+  assert [code for *_, code in ended] == [0, 0], ended
   assert "on 8 x cpu" in ended[0][0] and "on 8 x cpu" not in ended[1][0]  # one of them speaks
   out, errors = start(tiny_recipe, tmp_path / "one", 8).communicate(timeout=300)
   assert "on 8 x cpu" in out, errors
