@@ -100,6 +100,7 @@ def test_command(picture, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("changes, message", [
+  (["--out", "blob.png"], "blob.png is the image itself: choose another --out"),
   (["--out", "b.txt"], "b.txt must end in .png, .jpg or .webp"),
   (["--out", "no/b.png"], "no/b.png cannot be written"),
   (["--model", "vits17"], "there is no model 'vits17'"),

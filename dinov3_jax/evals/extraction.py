@@ -9,8 +9,10 @@ import math
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TextIO
 
 import jax
 import numpy as np
@@ -240,8 +242,28 @@ def _one_ahead(items: Iterable) -> Iterator:
 
 
 def _bar(show: bool) -> Progress:
+  console = Console(file=_Terminal(sys.stderr))
   return Progress(BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeElapsedColumn(),
-                  TimeRemainingColumn(), console=Console(stderr=True), disable=not show)
+                  TimeRemainingColumn(), console=console, disable=not show)
+
+
+class _Terminal:
+  """A stream that may end, as that of a closed terminal does, without ending the work."""
+
+  def __init__(self, stream: TextIO):
+    self._stream = stream
+
+  def __getattr__(self, name):
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    with contextlib.suppress(OSError):
+      self._stream.write(text)
+    return len(text)
+
+  def flush(self):
+    with contextlib.suppress(OSError):
+      self._stream.flush()
 
 
 def check_out(out: str | os.PathLike, tokens: str) -> pathlib.Path:

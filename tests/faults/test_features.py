@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import pty
 import signal
 import subprocess
 import sys
@@ -42,14 +43,14 @@ def folder(tmp_path):
   return tmp_path
 
 
-def start(folder, pause=0.0, commit=0.0, out="f.npy"):
+def start(folder, pause=0.0, commit=0.0, out="f.npy", stderr=subprocess.PIPE, **options):
   """The command, which saves every `commit` seconds; `pause` is that of each image."""
   environment = dict(os.environ, JAX_PLATFORMS="cpu",
                      XLA_FLAGS="--xla_backend_optimization_level=0")
   return subprocess.Popen(
     [sys.executable, "-c", COMMAND, str(pause), str(commit), "images", "--weights", "random",
      "--model", "vits16", "--size", "64", "--tokens", "patches", "--batch-size", "4", "--out", out],
-    cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, **options)
 
 
 def end(process):
@@ -114,6 +115,23 @@ def test_kills_and_stops_change_no_row(folder):
   (arrays, names), (whole, _) = read(folder / "f.npy"), read(folder / "whole.npy")
   assert names == [f"images/{i:03}.png" for i in range(IMAGES)]
   np.testing.assert_array_equal(arrays["patches"], whole["patches"])
+
+
+def test_a_closed_terminal_saves_and_stops(folder):
+  ours, theirs = pty.openpty()
+  process = start(folder, pause=0.2, stderr=theirs, start_new_session=True)
+  os.close(theirs)
+  try:
+    wait(process, lambda: done(folder) > 8)
+    before = done(folder)
+    os.close(ours)  # first the stream ends
+    wait(process, lambda: done(folder) > before)
+    process.send_signal(signal.SIGHUP)  # then the signal says so
+    assert process.wait(60) == 129
+  finally:
+    process.kill()
+    process.communicate()
+  assert before < done(folder) < IMAGES
 
 
 def catches_sigterm(process):
