@@ -76,6 +76,8 @@ def extract(images: Sequence[str], out: str | os.PathLike, model: nnx.Module, pr
     Stopped: `stop` said so.
   """
   out = check_out(out, tokens)
+  if not images:
+    raise ValueError("there are no images to take features of")
   names = _names(images)
   if out.suffix == ".safetensors" and len(json.dumps(json.dumps(names))) > 0.9 * HEADER_BYTES:
     raise ValueError(f"{len(images):,} names do not fit in a .safetensors file: take .npy")
@@ -215,7 +217,9 @@ def _batches(images: Sequence[str], todo: Sequence[int], prepare: Preprocess, ba
     try:
       return mark, prepare(path)
     except DamagedImage as error:
-      damage = _Damage(error.reason)
+      # On one line, and as text that every file can hold.
+      reason = error.reason.encode("utf-8", "backslashreplace").decode()
+      damage = _Damage(" ".join(reason.split()))
       damage.vanished = getattr(error.__cause__, "errno", None) in UNREACHABLE
       return mark, damage
 

@@ -159,6 +159,29 @@ def test_a_file_that_has_come_to_be_is_not_overwritten(tmp_path, suffix, links, 
   np.testing.assert_array_equal(read(tmp_path / "out.npy")[0]["cls"], CLS)
 
 
+@pytest.mark.parametrize("suffix", ["npy", "json"])
+@pytest.mark.parametrize("links", [True, False])
+def test_nor_is_one_that_comes_at_the_last_moment(tmp_path, suffix, links, monkeypatch):
+  link, mine = os.link, tmp_path / f"out.{suffix}"
+
+  def late(source, path):
+    if path == mine:
+      mine.write_text("mine")
+    return link(source, path) if links else refuse_links()
+
+  with begin(tmp_path, "npy") as rows:
+    rows.append(dict(cls=CLS), range(6), [(0, 0)] * 6, {})
+    with monkeypatch.context() as patch:
+      patch.setattr(os, "link", late)
+      with pytest.raises(FileExistsError, match=rf"out.{suffix} has come to be meanwhile"):
+        rows.finish(NAMES)
+  assert mine.read_text() == "mine"
+  mine.unlink()
+  with begin(tmp_path, "npy") as rows:
+    rows.finish(NAMES)
+  np.testing.assert_array_equal(read(tmp_path / "out.npy")[0]["cls"], CLS)
+
+
 def refuse_links(*_):
   raise OSError(errno.EPERM, "Operation not permitted")
 

@@ -196,6 +196,20 @@ def test_names_that_would_be_written_alike_are_refused(images, model):
   str(error.value).encode()
 
 
+def test_reasons_are_text_on_one_line(images, model, monkeypatch):
+  def refuse(self, path):
+    raise extraction.DamagedImage(path, "one\nline \ud800")
+  monkeypatch.setattr(Preprocess, "__call__", lambda self, path: refuse(self, path) if (
+      path == "1.png") else np.zeros((16, 16, 3), np.float32))
+  assert run(images, model, out="f.safetensors") == {"1.png": r"one line \ud800"}
+  assert len(read("f.safetensors")[1]) == 5
+
+
+def test_no_images(images, model):
+  with pytest.raises(ValueError, match="no images to take features of"):
+    run([], model)
+
+
 def test_no_image_at_all_says_why(images, model):
   for name in images[:2]:
     open(name, "w").close()
