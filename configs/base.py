@@ -141,7 +141,7 @@ def get_config() -> ConfigDict:
     log_every=10,
     checkpoint=dict(
       every=3750,  # steps
-      minutes=30,  # and whenever so long has passed; 0: by steps alone
+      minutes=30.0,  # and whenever so long has passed; 0: by steps alone
       keep=3,  # the last ones
       keep_every=25_000,  # and those whose step is a multiple of this; 0: none
       verify=True,  # write a checksum of every array, and hold what is read against it

@@ -23,10 +23,9 @@ def set_up(level: int = logging.INFO):
 
 def set_up_unless_done():
   """Prints our own lines, unless somebody else has said what is to be logged where."""
-  ours, root = logging.getLogger("dinov3_jax"), logging.getLogger()
-  # absl puts a handler of its own on the root logger when it is imported.
-  chosen = [handler for handler in root.handlers if not type(handler).__module__.startswith("absl")]
-  if not chosen and not ours.handlers and ours.level == logging.NOTSET:
+  ours = logging.getLogger("dinov3_jax")
+  # Handlers say nothing: libraries put theirs on the root logger when they are imported.
+  if not ours.handlers and not ours.isEnabledFor(logging.INFO):
     ours.addHandler(_make())
     ours.setLevel(logging.INFO)
     ours.propagate = False

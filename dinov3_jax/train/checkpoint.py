@@ -37,6 +37,13 @@ __all__ = ["FOLDER", "DamagedCheckpoint", "Writer", "changes", "check", "check_s
 # Settings that make another network of parameters of the same shapes.
 UNSEEN_IN_SHAPES = ("num_heads", "ffn", "norm", "norm_eps", "rope.base", "rope.min_period",
                     "rope.max_period", "rope.normalize")
+# Settings that decide the shapes.
+SHAPING = ("model.", "gram.teacher", *(f"{head}.{key}:" for head in ("dino", "ibot") for key in
+                                       ("prototypes", "hidden", "bottleneck", "layers")))
+
+
+class Misfit(ValueError):
+  """A checkpoint of other networks than the config describes."""
 
 
 def stored_config(folder: epath.Path) -> ConfigDict:
@@ -58,7 +65,14 @@ def check(folder: epath.Path, abstract_state: TrainState, config: ConfigDict):
     ValueError: naming the first arrays, or the setting, that differ.
   """
   advice = "go on with the settings it was made with, or choose another --workdir"
-  _check_arrays(folder, stored_arrays(folder), abstract_state, advice)
+  try:
+    _check_arrays(folder, stored_arrays(folder), abstract_state, advice)
+  except Misfit as error:
+    shaping = [change for change in changes(folder, config) if change.startswith(SHAPING)]
+    if not shaping:
+      raise
+    raise Misfit(f"the checkpoint {folder} has other networks: {', '.join(shaping)}; {advice}"
+                 ) from error
   _check_model(folder, config, advice)
 
 
@@ -163,8 +177,8 @@ def _check_arrays(folder: epath.Path, stored: Any, wanted: Any, advice: str):
                if stored.get(path) != wanted.get(path)]
   if different:
     more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
-    raise ValueError(f"the checkpoint {folder} does not fit this config: "
-                     f"{'; '.join(different[:3])}{more}: {advice}")
+    raise Misfit(f"the checkpoint {folder} does not fit this config: "
+                 f"{'; '.join(different[:3])}{more}: {advice}")
 
 
 def _check_model(folder: epath.Path, config: ConfigDict, advice: str):

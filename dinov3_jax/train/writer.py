@@ -48,7 +48,6 @@ class Writer:
     if keep_every:
       kept.append(policies.EveryNSteps(keep_every))
     on_disk = "://" not in str(self._folder)  # buckets have no renaming, and Orbax a way of its own
-    logging.getLogger("absl").addFilter(_has_no_trace_of_orbax)
     self._options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True,
       temporary_path_class=DurablePath if on_disk else None)
@@ -132,10 +131,13 @@ class Writer:
     """Clears what was written of the checkpoint, for its room, and says why."""
     (step, size), self._saving = self._saving, None
     self._close_manager()
-    self._manager = ocp.CheckpointManager(self._folder, options=self._options)
     room = ""
     with contextlib.suppress(OSError):
+      if jax.process_index() == 0:
+        for unfinished in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+          unfinished.rmtree()
       room = f", {shutil.disk_usage(self._folder).free / 2**20:,.0f} MiB are free"
+    self._manager = ocp.CheckpointManager(self._folder, options=self._options)
     self.failed = OSError(
       f"the checkpoint of step {step} cannot be written to {self._folder}: it takes "
       f"{size / 2**20:,.0f} MiB{room} ({reason(error)}); the checkpoints before it are whole")
@@ -163,11 +165,6 @@ class Writer:
 
   def __exit__(self, *_):
     self.close()
-
-
-def _has_no_trace_of_orbax(record: logging.LogRecord) -> bool:
-  # Each of its threads logs the same error with its stack; the writer says it once, in a line.
-  return not (record.exc_info and "orbax" in record.pathname)
 
 
 def reason(error: BaseException) -> str:

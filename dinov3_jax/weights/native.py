@@ -4,7 +4,9 @@ What is damaged is a `DamagedCheckpoint`: files that are missing, cut or unreada
 settings whose checksum is not the one that was written with them.
 """
 
+import logging
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,7 +91,7 @@ def stored_arrays(folder: epath.Path) -> dict[str, Any]:
     tree = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
     names = set(_by_name(tree))
   except Exception as error:  # whatever the parsers of its formats make of damage
-    raise DamagedCheckpoint(folder, _line(error)) from error
+    raise DamagedCheckpoint(folder, _line(folder, error)) from error
   if sums and names != set(sums["arrays"]):
     odd = sorted(names ^ set(sums["arrays"]))
     raise DamagedCheckpoint(folder, "its list of arrays is not the one that was written: "
@@ -171,7 +173,24 @@ def _restore(folder: epath.Path, abstract: Any) -> Any:
   except jax.errors.JaxRuntimeError:
     raise  # of the devices, such as too little memory
   except Exception as error:
-    raise DamagedCheckpoint(folder, _line(error)) from error
+    reason = _line(folder, error)
+  _ignore_abandoned_reads()
+  # Without the error itself, whose stack holds on to all the reads that it has ended.
+  raise DamagedCheckpoint(folder, reason)
+
+
+def _ignore_abandoned_reads():
+  """Keeps reads that another one's failure has ended from telling their stacks, in any thread."""
+  former = sys.unraisablehook
+
+  def hook(unraisable):
+    said = str(unraisable.exc_value)
+    if said != "Event loop is closed" and "reading array index" not in said:
+      former(unraisable)
+
+  hook.ignores_reads = True
+  if not hasattr(former, "ignores_reads"):
+    sys.unraisablehook = hook
 
 
 def _read_verified(folder: epath.Path, item: str) -> Any:
@@ -185,10 +204,23 @@ def _read_json(folder: epath.Path, item: str) -> Any:
   try:
     return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / item)
   except Exception as error:
-    raise DamagedCheckpoint(folder, f"its {item} cannot be read ({_line(error)})") from error
+    reason = f"its {item} cannot be read ({_line(folder, error)})"
+    raise DamagedCheckpoint(folder, reason) from error
 
 
-def _line(error: Exception) -> str:
+def _line(folder: epath.Path, error: Exception) -> str:
   """What an error says, on one line that is not long."""
-  text = " ".join(str(error).split()) or type(error).__name__
+  text = " ".join(str(error).replace(f"{folder}/", "").split())
+  if not isinstance(error, ValueError | OSError):
+    text = f"{type(error).__name__}: {text}"
   return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+def _is_no_trace_of_orbax(record: logging.LogRecord) -> bool:
+  """Whether to log a line: each thread of Orbax logs the same error with its stack, and damaged
+  files word for word, where one line of ours says what is wrong."""
+  return "orbax" not in record.pathname or not (
+    record.exc_info or record.getMessage().startswith("Failed to json parse"))
+
+
+logging.getLogger("absl").addFilter(_is_no_trace_of_orbax)
