@@ -11,78 +11,81 @@ and `dinov3_jax.features.read` reads either. Until it is complete, FILE.partial 
 and the same command goes on from there. Damaged images are left out and listed.
 """
 
-import argparse
+if __name__ == "__main__":
+  from dinov3_jax import signals
+  signals.exit_at_once()
+
+import contextlib
 import glob
+import logging
 import os
-import pathlib
 import sys
 from collections.abc import Iterable
 
-import jax
-from jax.sharding import AxisType
-
-from dinov3_jax.data.rows import read
-from dinov3_jax.data.sources import SUFFIXES
-from dinov3_jax.evals.backbone import open_model
-from dinov3_jax.evals.extraction import TOKENS, check_out, extract
+from dinov3_jax import arguments, console, signals
 from dinov3_jax.main import fail
+
+
+def __getattr__(name):
+  if name != "read":
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  from dinov3_jax.data.rows import read  # when it is asked for: NumPy is slow to import
+  return read
 
 
 def find_images(arguments: Iterable[str]) -> list[str]:
   """The paths that files, folders and globs mean: each once, folders and globs sorted.
 
-  A file that is named itself counts whatever its suffix.
+  A file that is named itself counts whatever its suffix. `~` is the home folder.
 
   Raises:
     ValueError: an argument that leads to no image.
+    OSError: a folder that cannot be read.
   """
+  from dinov3_jax.data.walk import SUFFIXES, images_below, printable
   found = {}
-  for argument in arguments:
-    paths = [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True))
+  for argument in map(os.path.expanduser, arguments):
+    paths = ([argument] if os.path.lexists(argument) else
+             sorted(glob.glob(argument, recursive=True)))
     images = []
     for path in paths:
       if os.path.isdir(path):
-        images += sorted(file.as_posix() for file in pathlib.Path(path).rglob("[!.]*")
-                         if file.suffix.lower() in SUFFIXES and file.is_file())
+        base = os.path.join(os.path.normpath(path), "")
+        images += sorted(name if base == "./" else base + name for name in images_below(path))
       elif path == argument or path.lower().endswith(SUFFIXES):
         images.append(path)
     if not images:
-      raise ValueError(f"{argument} " + (f"has no image ({', '.join(SUFFIXES)})" if paths else
-                                         "matches no file"))
+      raise ValueError(f"{printable(argument)} " + (
+          f"has no image ({', '.join(SUFFIXES)})" if paths else "matches no file"))
     found |= dict.fromkeys(images)
   return list(found)
 
 
-def add_model_flags(parser: argparse.ArgumentParser):
-  """The flags of `open_model`."""
-  add = parser.add_argument
-  add("--weights", metavar="W", required=True, help="a run's folder, a file, a name; see above")
-  add("--model", metavar="NAME", help="which model it is, where the weights do not say so")
-  add("--dtype", choices=["float32", "bfloat16"],
-      help="of the computation; by default bfloat16 on accelerators, float32 on CPUs")
-
-
-def parse_size(text: str) -> int | tuple[int, int]:
-  """224 or 480,640 (height, width)."""
-  sides = tuple(int(side) if side.isdecimal() else 0 for side in text.split(","))
-  if len(sides) > 2 or min(sides) < 1:
-    raise argparse.ArgumentTypeError(f"a size is one number or HEIGHT,WIDTH, not {text}")
-  return sides if len(sides) == 2 else sides[0]
-
-
 def main() -> int:
-  parser = argparse.ArgumentParser(prog="python -m dinov3_jax.features", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = arguments.Parser("features", __doc__)
   add = parser.add_argument
   add("images", metavar="IMAGES", nargs="+", help="files, folders, globs")
-  add_model_flags(parser)
-  add("--out", metavar="FILE", required=True, help="a new .safetensors or .npy file")
-  add("--tokens", choices=list(TOKENS), default="cls")
-  add("--size", type=parse_size, metavar="SIDE|HEIGHT,WIDTH",
+  arguments.add_model(parser)
+  add("--out", metavar="FILE", required=True, type=os.path.expanduser,
+      help="a new .safetensors or .npy file")
+  add("--tokens", choices=["cls", "patches", "all"], default="cls")
+  add("--size", type=arguments.size, metavar="SIDE|HEIGHT,WIDTH",
       help="in pixels; by default what the weights were trained with, or 224")
   add("--batch-size", type=int, default=32, metavar="IMAGES")
   add("--store", choices=["float32", "float16"], default="float32", help="dtype of the file")
   args = parser.parse_intermixed_args()
+  console.set_up(logging.WARNING)
+
+  # Not before the command line is known to be right: it takes seconds.
+  import jax
+  from jax.sharding import AxisType
+
+  from dinov3_jax.data.rows import read
+  from dinov3_jax.data.walk import printable
+  from dinov3_jax.evals.backbone import open_model
+  from dinov3_jax.evals.extraction import Stopped, check_out, extract
+  from dinov3_jax.train import compiler
+
   try:
     if args.batch_size < 1:
       raise ValueError("--batch-size must be at least 1")
@@ -92,17 +95,25 @@ def main() -> int:
     mesh = None if len(devices) == 1 else jax.make_mesh(
         (len(devices), 1, 1), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
     model, prepare = open_model(args.weights, args.model, args.size, args.dtype, mesh)
-    damaged = extract(images, out, model, prepare, tokens=args.tokens, batch_size=args.batch_size,
-                      dtype=args.store, progress=True)
+    with signals.Noted(line=None) as stop:
+      damaged = extract(images, out, model, prepare, tokens=args.tokens, progress=True,
+                        batch_size=args.batch_size, dtype=args.store, stop=lambda: stop.number)
+  except Stopped:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+      fail("interrupted; the same command goes on from here")
+    return 128 + stop.number
   except (OSError, ValueError, ModuleNotFoundError) as error:
     return fail(error)
-  except KeyboardInterrupt:
-    return fail("interrupted; the same command goes on from here", 130)
+  except jax.errors.JaxRuntimeError as error:
+    if not compiler.is_too_large(error):
+      raise
+    return fail(f"the memory of the device does not suffice ({compiler.reason(error)}): take a "
+                "smaller --batch-size; what is done is saved")
   for name, reason in damaged.items():
     print(f"left out: {name}: {reason}", file=sys.stderr)
   arrays, names = read(out)
   shapes = ", ".join(f"{key} {list(x.shape)}" for key, x in arrays.items())
-  print(f"{out}: {shapes} of {len(names)} images")
+  print(f"{printable(out)}: {shapes} of {len(names)} images")
   return 0
 
 

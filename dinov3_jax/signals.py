@@ -43,8 +43,8 @@ class Noted:
     number: of the signal, 0 as long as there was none.
   """
 
-  def __init__(self, line: str = "saving, then stopping; once more to stop at once"):
-    """`line` is printed on the standard error stream when the signal comes."""
+  def __init__(self, line: str | None = "saving, then stopping; once more to stop at once"):
+    """`line` is printed on the standard error stream when the signal comes, unless it is None."""
     self.number, self._line, self._former = 0, line, {}
 
   def __enter__(self):
@@ -55,7 +55,8 @@ class Noted:
     self.number = self.number or number
     for other in self._former:
       signal.signal(other, signal.SIG_DFL)
-    _say(self._line)
+    if self._line:
+      _say(self._line)
 
   def __exit__(self, *_):
     for number, handler in self._former.items():

@@ -1,3 +1,5 @@
+import os
+import signal
 import sys
 
 import chex
@@ -84,29 +86,33 @@ def test_npy_of_a_convnext_on_one_device(folder, monkeypatch):
   np.testing.assert_array_equal(np.load("f.npy"), arrays["patches"])
 
 
-def test_an_interrupted_run_goes_on(folder, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_goes_on(folder, monkeypatch, capsys, number):
   arguments = ["images", *RANDOM, "--tokens", "patches"]
   assert command(monkeypatch, *arguments, "--out", "whole.safetensors") == 0
-  batches, read = extraction._batches, []
+  batches, todo = extraction._batches, []
 
-  def first_batch(images, *rest):
-    read.append(len(images))
-    yield next(batches(images, *rest))
-    raise KeyboardInterrupt
+  def first_batch(images, items, *rest):
+    todo.append(items)
+    os.kill(os.getpid(), number)
+    yield from batches(images, items, *rest)
 
+  capsys.readouterr()
   with monkeypatch.context() as patch:
     patch.setattr(extraction, "_batches", first_batch)
     patch.setattr(extraction, "_one_ahead", iter)
-    assert command(patch, *arguments, "--out", "f.safetensors") == 130
-  assert "goes on from here" in capsys.readouterr().err
+    # The batch that is being made is still written.
+    assert command(patch, *arguments, "--out", "f.safetensors") == 128 + number
+  error = capsys.readouterr().err
+  assert error.rstrip().endswith("error: interrupted; the same command goes on from here")
   assert not (folder / "f.safetensors").exists()
   assert command(monkeypatch, *arguments[:-1], "cls", "--out", "f.safetensors") == 1
   assert "another job (its tokens differ)" in capsys.readouterr().err
 
-  monkeypatch.setattr(extraction, "_batches",
-                      lambda images, *rest: read.append(len(images)) or batches(images, *rest))
+  monkeypatch.setattr(extraction, "_batches", lambda images, items, *rest: todo.append(items) or (
+      batches(images, items, *rest)))
   assert command(monkeypatch, *arguments, "--out", "f.safetensors") == 0
-  assert read == [11, 3]
+  assert todo == [list(range(11)), [2, 8, 9, 10]]  # 2 is the damaged one, which is read again
   assert (folder / "f.safetensors").read_bytes() == (folder / "whole.safetensors").read_bytes()
   assert "4bad.jpg" in capsys.readouterr().err  # of the part before the interruption
   assert not list(folder.glob("*.partial"))
@@ -121,19 +127,65 @@ def test_an_interrupted_run_goes_on(folder, monkeypatch, capsys):
   (["--model", "vits17"], "there is no model 'vits17'"),
   (["--weights", "elsewhere.pth"], "elsewhere.pth"),
   (["--batch-size", "0"], "--batch-size must be at least 1"),
+  (["--out", "mine.npy"], "mine.json is there already: delete it, or choose another --out"),
   (["missing.jpg"], "missing.jpg matches no file"),
 ])
 def test_errors_are_one_line(folder, monkeypatch, capsys, changes, message):
   (folder / "there.npy").touch()
+  (folder / "mine.json").write_text("mine")
   assert command(monkeypatch, "images", *RANDOM, "--out", "f.safetensors", *changes) == 1
   error = capsys.readouterr().err
   assert error.startswith("error: ") and message in error and error.count("\n") == 1
-  assert not list(folder.glob("f.*"))
+  assert not list(folder.glob("f.*")) and (folder / "mine.json").read_text() == "mine"
+
+
+def test_home_folder(folder, monkeypatch, capsys):
+  monkeypatch.setenv("HOME", str(folder))
+  images = features.find_images(["~/images/more", "~/images/[03].png"])
+  assert images == [f"{folder}/images/{name}.png" for name in
+                    ["more/1", "more/2", "more/4", "more/5", "more/7", "more/8", "0", "3"]]
+  assert command(monkeypatch, "~/images/more", *RANDOM, "--out", "~/f.npy") == 0
+  assert (folder / "f.npy").exists() and not (folder / "~").exists()
+  assert command(monkeypatch, "images", *RANDOM, "--weights", "~/w.pth", "--out", "g.npy") == 1
+  assert f"{folder}/w.pth" in capsys.readouterr().err
+
+
+def test_links_and_names_that_are_no_utf8(folder, monkeypatch, capsys):
+  (folder / "images" / "more" / "loop").symlink_to(folder / "images")
+  (folder / "images" / "linked").symlink_to(folder / "elsewhere")
+  (folder / "elsewhere").mkdir()
+  odd = os.fsdecode(b"caf\xe9.png")
+  os.rename("images/0.png", f"elsewhere/{odd}")
+  os.rename("images/4bad.jpg", os.fsdecode(b"images/\xff.jpg"))
+  found = features.find_images(["images"])
+  assert f"images/linked/{odd}" in found and len(found) == 11
+  assert command(monkeypatch, "images", *RANDOM, "--out", os.fsdecode(b"\xfe.npy")) == 0
+  output = capsys.readouterr()
+  assert r"left out: images/\xff.jpg: " in output.err
+  assert output.out.startswith(r"\xfe.npy: cls [10, 32]")
+  assert r"images/linked/caf\xe9.png" in features.read(os.fsdecode(b"\xfe.npy"))[1]
+  with pytest.raises(ValueError, match=r"^b\\xff matches no file"):
+    features.find_images([os.fsdecode(b"b\xff")])
+
+
+def test_too_little_memory_is_one_line(folder, monkeypatch, capsys):
+  def refuse(*_):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nMore.")
+  monkeypatch.setattr(extraction, "_batches", refuse)
+  assert command(monkeypatch, "images", *RANDOM, "--out", "f.npy") == 1
+  assert "error: the memory of the device does not suffice (RESOURCE_EXHAUSTED: Out of memory.): " \
+         "take a smaller --batch-size" in capsys.readouterr().err
+
+
+def test_other_names_of_the_module():
+  with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    features.nothing  # noqa: B018
 
 
 def test_no_image_at_all(folder, monkeypatch, capsys):
   assert command(monkeypatch, "images/4bad.jpg", *RANDOM, "--out", "f.npy") == 1
-  assert "error: none of the 1 images can be read" in capsys.readouterr().err
+  assert ("error: none of the 1 images can be read; the first is images/4bad.jpg: cannot identify "
+          "image file") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["0", "1,2,3", "x", "16,"])
