@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 import dinov3_jax
 from dinov3_jax import export, features
+from dinov3_jax.evals.backbone import open_model
 from dinov3_jax.models.variants import VARIANTS, Variant, build
 from dinov3_jax.weights import huggingface, naming
 
@@ -196,4 +197,4 @@ def test_images_of_other_channels(tmp_path):
   model = dinov3_jax.load(None, tmp_path)
   assert model(np.zeros((1, 4, 4, 4), "f4"))["cls"].shape == (1, 8)
   with pytest.raises(ValueError, match="is a model of images with 4 channels, not of RGB: call"):
-    features.open_model(str(tmp_path))
+    open_model(str(tmp_path))
