@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dinov3_jax.data.crops import center_crop
-from dinov3_jax.data.decode import Decoder
+from dinov3_jax.data.decode import Decoder, decode
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of RGB in [0, 1]
 BAND = 2**22  # pixels of an image that are in floats at once
@@ -38,7 +38,7 @@ class Preprocess:
   std: tuple[float, float, float] = IMAGENET[1]
   size: int | tuple[int, int] = 224
   resize: Literal["square", "shorter"] | None = "square"
-  decoder: Decoder = dataclasses.field(default=Decoder(), repr=False)
+  decoder: Decoder = decode
 
   def __post_init__(self):
     if self.resize not in ("square", "shorter", None):
