@@ -70,6 +70,8 @@ class Decoder:
   big_pixels: int = 2**25
 
   def __post_init__(self):
+    if isinstance(self.depth, str) and self.depth.isdecimal():
+      object.__setattr__(self, "depth", int(self.depth))  # as command lines have it
     depth = self.depth
     if depth not in ("high_byte", "range") and not (isinstance(depth, int) and 8 <= depth <= 16):
       raise ValueError(f'depth must be "high_byte", "range" or a number of bits from 8 to 16, not '

@@ -73,7 +73,8 @@ class Evaluation:
   def __init__(self, config, workdir: epath.Path, mesh: Mesh, bank: Source, held_out: Source):
     self._steps, self._evals = config.train.steps, config.evals
     self._folder, self._bank, self._held_out = workdir / "pictures", bank, held_out
-    if held_out.labels is None:
+    self._labelled = bank.labels is not None and held_out.labels is not None
+    if not self._labelled:
       log.info("no k-NN evaluation: the images have no labels")
     shards = data_shards(mesh)
     self._mesh, self._batch = mesh, -(-BATCH // shards) * shards
@@ -86,7 +87,7 @@ class Evaluation:
     if step % self._evals.every and step != self._steps:
       return
     backbone = state.teacher["backbone"]
-    if self._held_out.labels is not None:
+    if self._labelled:
       accuracy = self.knn(lambda images: self.cls(backbone, images))
       metrics |= {f"knn_{name}": value for name, value in accuracy.items()}
     self._draw(backbone, self._folder / f"step_{step:07d}.png")

@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 
 from dinov3_jax.data.crops import MultiCrop
 from dinov3_jax.data.pipeline import Pipeline, make_pipeline
-from dinov3_jax.data.sources import Source, open_source
+from dinov3_jax.data.sources import Source
 from dinov3_jax.train import checkpoint, compiler, hooks, processes, sharding
 from dinov3_jax.train.evaluation import Evaluation
 from dinov3_jax.train.flops import CHIPS, flops_by_crops
+from dinov3_jax.train.images import open_images
 from dinov3_jax.train.state import TrainState, has_gram_teacher, init_state
 from dinov3_jax.train.step import make_train_step
 
@@ -69,7 +70,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike) -> Run:
   workdir = epath.Path(workdir)
   check_settings(config)
   mesh = sharding.make_mesh(config)
-  source = open_source(config.data.source, "train")
+  source = open_images(config, "train")
   pipeline = open_pipeline(config, source, mesh)
   check_writable(workdir)
 
@@ -210,7 +211,7 @@ def make_hooks(run: Run) -> list[hooks.Hook]:
   watching = []
   if config.evals.every:
     try:
-      held_out = open_source(config.data.source, "val")
+      held_out = open_images(config, "val")
     except ValueError as error:
       log.info("no evaluation: %s", error)
     else:

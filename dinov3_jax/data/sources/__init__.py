@@ -11,8 +11,8 @@ from dinov3_jax.data.sources.splits import SPLITS, hash_percent
 from dinov3_jax.data.sources.tfds import TfdsSource
 from dinov3_jax.data.walk import SUFFIXES
 
-__all__ = ["SUFFIXES", "DamagedImage", "Decoder", "FolderSource", "OpenMoji", "Source", "TfdsSource",
-           "decode", "eval_batches", "hash_percent", "open_source"]
+__all__ = ["SUFFIXES", "DamagedImage", "Decoder", "FolderSource", "OpenMoji", "Source",
+           "TfdsSource", "decode", "eval_batches", "hash_percent", "open_source"]
 
 
 def open_source(spec: str | os.PathLike, split: str, decoder: Decoder = decode) -> Source:
