@@ -131,7 +131,7 @@ def get_config() -> ConfigDict:
       # of bits as a string, "12" for 12-bit data.
       depth="high_byte",
       max_pixels=2**28,  # an image with more is not read; decoding takes up to 7 bytes a pixel
-      big_pixels=2**25,  # images with more are decoded one at a time
+      big_pixels=2**26,  # images with more are decoded one at a time
     ),
     train=dict(
       steps=125_000,

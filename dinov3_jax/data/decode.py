@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageColor, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+  Image,
+  ImageColor,
+  JpegImagePlugin,
+  PngImagePlugin,
+  UnidentifiedImageError,
+  WebPImagePlugin,
+)
 
 from dinov3_jax.data.walk import printable
 
@@ -23,7 +30,7 @@ PLUGINS = {b"\xff\xd8\xff": JpegImagePlugin.jpeg_factory,
            b"RIFF": WebPImagePlugin.WebPImageFile}
 # What there are pixels of; EXIF has their orientation.
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf")
-# A file that is fine, of which the machine has too many or too little memory for.
+# What a machine is short of, while the file is fine.
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _one_at_a_time = threading.Lock()
@@ -67,7 +74,7 @@ class Decoder:
   background: str = ""
   depth: Literal["high_byte", "range"] | int = "high_byte"
   max_pixels: int = 2**28
-  big_pixels: int = 2**25
+  big_pixels: int = 2**26
 
   def __post_init__(self):
     if isinstance(self.depth, str) and self.depth.isdecimal():
@@ -112,7 +119,7 @@ class Decoder:
     except Exception as error:  # Pillow's decoders raise nearly anything
       if isinstance(error, OSError) and error.errno in EXHAUSTED:
         raise
-      raise DamagedImage(os.fspath(name), error) from error
+      raise DamagedImage(name, getattr(error, "strerror", None) or error) from error
 
   def _read(self, file: BinaryIO) -> np.ndarray:
     with open_image(file) as image:
@@ -192,7 +199,10 @@ def open_image(file: BinaryIO) -> Image.Image:
   for prefix, plugin in PLUGINS.items():
     if start.startswith(prefix):
       return plugin(file)
-  return Image.open(file)
+  try:
+    return Image.open(file)
+  except UnidentifiedImageError:  # its message has no name of the image, but one of the object
+    raise ValueError("cannot identify image file") from None
 
 
 def deep(image: Image.Image) -> bool:

@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import threading
+import warnings
 import weakref
 from collections.abc import Sequence
 from multiprocessing import connection, parent_process
@@ -183,8 +184,9 @@ class Pipeline:
 
   def _fits(self) -> bool:
     """Whether shared memory has room for the batches; says so where it has not."""
-    # Each worker has one in its buffer and one that waits for it; one more is being copied.
-    needed, free = (2 * self._workers + 1) * self._maker.nbytes, shared_memory.free()
+    # Of each worker, one waits to be put in its queue, one is in there, one waits to be put in the
+    # queue of the thread that reads it, and one is in there; one more is being copied.
+    needed, free = (4 * self._workers + 1) * self._maker.nbytes, shared_memory.free()
     if free is None or needed <= free:
       return True
     log.warning(
@@ -247,8 +249,9 @@ def _explain(error: Exception) -> DataError:
 
 
 def _start_worker(index: int, count: int) -> None:
-  """Leaves Ctrl-C to the main process, and never outlives it."""
+  """Leaves Ctrl-C to the main process, never outlives it, and is silent on odd metadata."""
   del index, count
+  warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = parent_process()
 

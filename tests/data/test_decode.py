@@ -1,6 +1,7 @@
 """Decoding: modes, depth, transparency, orientation, limits and damage."""
 
 import errno
+import fcntl
 import io
 import pickle
 import struct
@@ -236,6 +237,19 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch):
   assert run(Decoder(big_pixels=1200)) > 1
 
 
+def test_other_processes_wait_too():
+  data, done = encoded(Image.new("RGB", (40, 30))), threading.Event()
+  decoder = Decoder(big_pixels=1)
+  with open(module.__file__, "rb") as file:  # as another process would
+    fcntl.flock(file, fcntl.LOCK_EX)
+    thread = threading.Thread(target=lambda: decoder(data, "x") is not None and done.set())
+    thread.start()
+    assert not done.wait(0.1)
+    assert decode(data, "x").shape == (30, 40, 3)  # small ones need not wait
+  thread.join()
+  assert done.is_set()
+
+
 @pytest.mark.parametrize("make", [
   lambda whole: b"", lambda whole: b"GIF but not really", lambda whole: whole[: len(whole) // 2],
 ])
@@ -249,6 +263,12 @@ def test_damage_is_named(make, format_):
 
 def test_other_formats_are_read_as_pillow_does():
   assert decode(encoded(Image.new("RGB", (5, 4), "red"), "BMP"), "x").shape == (4, 5, 3)
+
+
+def test_a_file_that_is_missing(tmp_path):
+  (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
+  with pytest.raises(DamagedImage, match=r"^a\.png cannot be read: No such file or directory$"):
+    decode(tmp_path / "link.png", "a.png")
 
 
 def test_a_name_that_is_not_utf8_is_printable(tmp_path):
