@@ -14,7 +14,7 @@ from dinov3_jax.data.crops import center_crop
 from dinov3_jax.data.decode import Decoder, decode
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of RGB in [0, 1]
-BAND = 2**22  # pixels of an image that are in floats at once
+BAND = 2**22  # pixels that are turned into floats at once
 SATELLITE = ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))  # of the weights trained on SAT-493M
 
 
@@ -91,17 +91,20 @@ class Preprocess:
 def _stretch(image: np.ndarray, height: int, width: int) -> np.ndarray:
   """Bilinear, antialiased resize of uint8 [H, W, C] in floats, to float32 in [0, 1].
 
-  Rows are resized before columns, as Pillow does, and in bands, so that a large image is never in
-  floats as a whole.
+  Of a large image, one channel at a time is in floats, and only once.
   """
   rows = max(BAND // image.shape[1], 1)
   x = np.empty((height, width, image.shape[2]), np.float32)
   for channel in range(image.shape[2]):
-    narrow = np.empty((len(image), width), np.float32)
-    for top in range(0, len(image), rows):
-      band = Image.fromarray(image[top : top + rows, :, channel].astype(np.float32) / 255)
-      narrow[top : top + rows] = band.resize((width, band.height), Image.BILINEAR)
-    x[..., channel] = Image.fromarray(narrow).resize((width, height), Image.BILINEAR)
+    bands = (Image.fromarray(image[top : top + rows, :, channel].astype(np.float32) / 255)
+             for top in range(0, len(image), rows))
+    if rows >= len(image):
+      picture = next(bands)
+    else:
+      picture = Image.new("F", image.shape[1::-1])
+      for i, band in enumerate(bands):
+        picture.paste(band, (0, i * rows))
+    x[..., channel] = picture.resize((width, height), Image.BILINEAR)
   return x
 
 

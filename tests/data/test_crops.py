@@ -200,7 +200,7 @@ def test_center_crop():
     center_crop(image, 32, 24)
 
 
-@pytest.mark.parametrize("shape", [(2500, 3100), (1999, 7001), (3001, 2777), (5, 900_000)])
+@pytest.mark.parametrize("shape", [(2500, 3100), (1999, 7001), (7001, 1999), (5, 900_000)])
 def test_large_images_are_reduced_in_parts_as_pillow_does_at_once(shape):
   image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
   for height, width in ((96, 96), (224, 224), (300, 512)):
