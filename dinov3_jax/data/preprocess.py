@@ -96,16 +96,20 @@ def _stretch(image: np.ndarray, height: int, width: int) -> np.ndarray:
   rows = max(BAND // image.shape[1], 1)
   x = np.empty((height, width, image.shape[2]), np.float32)
   for channel in range(image.shape[2]):
-    bands = (Image.fromarray(image[top : top + rows, :, channel].astype(np.float32) / 255)
-             for top in range(0, len(image), rows))
-    if rows >= len(image):
-      picture = next(bands)
-    else:
-      picture = Image.new("F", image.shape[1::-1])
-      for i, band in enumerate(bands):
-        picture.paste(band, (0, i * rows))
-    x[..., channel] = picture.resize((width, height), Image.BILINEAR)
+    x[..., channel] = _floats(image[..., channel], rows).resize((width, height), Image.BILINEAR)
   return x
+
+
+def _floats(channel: np.ndarray, rows: int) -> Image.Image:
+  """A Pillow image of floats in [0, 1] from uint8 [H, W], made of so many rows at once."""
+  bands = (Image.fromarray(channel[top : top + rows].astype(np.float32) / 255)
+           for top in range(0, len(channel), rows))
+  if rows >= len(channel):
+    return next(bands)
+  picture = Image.new("F", channel.shape[::-1])
+  for i, band in enumerate(bands):
+    picture.paste(band, (0, i * rows))
+  return picture
 
 
 def preprocess(weights: str | os.PathLike = "", size: int | tuple[int, int] = 224,
