@@ -40,7 +40,8 @@ class DamagedImage(Exception):
   """An image that cannot be read; carries its name and the reason, both printable."""
 
   def __init__(self, name: str, reason: object):
-    name, reason = printable(name), printable(str(reason) or type(reason).__name__)
+    name, reason = printable(name), printable(" ".join(str(reason).split()) or
+                                              type(reason).__name__)
     super().__init__(name, reason)
     self.name, self.reason = name, reason
 

@@ -76,7 +76,7 @@ def test_without_labels_there_are_pictures_alone(config, state, images, tmp_path
     evaluate = make(config, tmp_path, *sources)
   assert [record.getMessage() for record in caplog.records
           if record.name == evaluation.__name__] == [
-    "no k-NN evaluation: the images have no labels"]
+    f"no k-NN evaluation: the {'held-out images' if not bank else 'images'} have no labels"]
   metrics = {}
   evaluate(10, state, metrics)
   assert metrics == {} and (tmp_path / "pictures" / "step_0000010.png").exists()
