@@ -178,23 +178,46 @@ class TensorBoard:
       pictures: a folder; its `step_*.png` of a step that is written is shown.
       settings: a text to show.
     """
-    self._folder, self._start, self._writer = folder, start, None
+    self._folder, self._start, self._writer, self._files = epath.Path(folder), start, None, 0
     self._pictures = pictures and epath.Path(pictures)
     self._settings = settings
 
   def __call__(self, step: int, state: TrainState | None, metrics: dict[str, float]):
-    if metrics and self._writer is None:
-      from tensorboardX import SummaryWriter  # imports torch where there is one: seconds
-      purge = self._start + 1 if self._start else None
-      self._writer = SummaryWriter(str(self._folder), purge_step=purge)
-      if self._settings:
-        code = "".join(f"\n    {line}" for line in self._settings.splitlines())
-        self._writer.add_text("settings", code, step)
+    if not metrics:
+      return
+    try:
+      self._write(step, metrics)
+    except OSError:
+      self._writer = None  # a file that ends amid a record is read up to there: begin another
+      raise
+
+  def _write(self, step: int, metrics: dict[str, float]):
+    from tensorboardX import summary  # imports torch where there is one: seconds
+    if self._writer is None:
+      self._open(step, summary)
     for name, value in metrics.items():
-      self._writer.add_scalar(name, value, step)
-    if metrics and self._pictures and (path := self._pictures / picture_name(step)).exists():
+      self._add(step, summary.scalar(name, value))
+    if self._pictures and (path := self._pictures / picture_name(step)).exists():
       with Image.open(path) as picture:
-        self._writer.add_image("patches", np.asarray(picture), step, dataformats="HWC")
+        self._add(step, summary.image("patches", np.asarray(picture), dataformats="HWC"))
+
+  def _open(self, step: int, summary):
+    # Not its SummaryWriter, whose thread dies of a full disk and leaves this one waiting for ever.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    self._folder.mkdir(parents=True, exist_ok=True)
+    self._writer = EventsWriter(str(self._folder / "events"), f".{os.getpid()}.{self._files}")
+    if self._start and not self._files:
+      self._writer.write_event(Event(wall_time=time.time(), step=self._start + 1,
+                                     session_log=SessionLog(status=SessionLog.START)))
+    self._files += 1
+    if self._settings:
+      code = "".join(f"\n    {line}" for line in self._settings.splitlines())
+      self._add(step, summary.text("settings", code))
+
+  def _add(self, step: int, content):
+    from tensorboardX.proto.event_pb2 import Event
+    self._writer.write_event(Event(wall_time=time.time(), step=step, summary=content))
 
   def flush(self):
     if self._writer is not None:
