@@ -1,0 +1,161 @@
+"""k-means by Lloyd's iterations, over any number of devices and chunks of rows."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinov3_jax.curation import seeding
+from dinov3_jax.curation.nearest import Centroids, Sums, nearest, place_centroids, sums
+from dinov3_jax.curation.rows import ArrayPoints, Points, fetch
+
+ITERATIONS = 50
+SEED_ROWS = 2**23  # k-means++ reads all of its rows for every seed: beyond, it takes a sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+  """Clusters of rows, on the host.
+
+  Attributes:
+    cluster: int32 [n], -1 for rows with numbers that are not finite.
+    distance: float32 [n], squared, to the cluster's centroid.
+  """
+
+  cluster: np.ndarray
+  distance: np.ndarray
+
+
+def finite(points: Points) -> np.ndarray:
+  """Which rows count: bool [rows]."""
+  return np.concatenate([fetch(chunk.valid)[:chunk.rows] for chunk in points.chunks()])
+
+
+def seeds(points: Points, k: int, rng: np.random.Generator, limit: int = SEED_ROWS) -> np.ndarray:
+  """The rows where k-means begins, by greedy k-means++: int64 [min(k, rows that count)].
+
+  Args:
+    points: the rows.
+    k: how many.
+    rng: what is random.
+    limit: with more rows than that, or than eight for each seed, they are chosen in a random
+      sample.
+
+  Raises:
+    ValueError: no row is finite, or k is not positive.
+  """
+  if k < 1:
+    raise ValueError(f"the number of clusters must be positive, not {k}")
+  valid = np.flatnonzero(finite(points))
+  if not len(valid):
+    raise ValueError(f"none of the {points.rows:,} rows of features is finite")
+  k, limit = min(k, len(valid)), max(limit, 8 * k)
+  if len(valid) > limit:
+    valid = np.sort(rng.choice(valid, limit, replace=False))
+  if len(points.sizes()) == 1 and len(valid) == points.rows:
+    resident = points
+  else:
+    resident = ArrayPoints(points.take(valid), points.mesh)
+  first, uniforms = seeding.draws(rng, np.ones(len(valid), bool), k)
+  chunk = next(iter(resident.chunks()))
+  return valid[seeding.plus_plus(chunk, first, uniforms, points.mesh)[0]]
+
+
+def assign_chunks(points: Points, centroids: np.ndarray, start: int = 0) -> Iterator[Assignment]:
+  """The nearest centroids, chunk by chunk from chunk `start` on."""
+  placed = place_centroids(centroids, points.mesh)
+  for chunk in points.chunks(start):
+    found = nearest(chunk, placed, points.mesh)
+    yield Assignment(*(fetch(value)[:chunk.rows] for value in found))
+
+
+def assign(points: Points, centroids: np.ndarray) -> Assignment:
+  """The nearest centroid of every row, the lowest of those at a tie."""
+  parts = list(assign_chunks(points, centroids))
+  return Assignment(*(np.concatenate([getattr(part, name) for part in parts])
+                      for name in ("cluster", "distance")))
+
+
+def lloyd(points: Points, centroids: np.ndarray, iterations: int = ITERATIONS, *,
+          done: int = 0, watch: Callable[[int, Callable[[], np.ndarray]], None] | None = None
+          ) -> np.ndarray:
+  """Moves centroids to the means of their rows, again and again.
+
+  A cluster without rows keeps its centroid. An iteration that changes no centroid ends it: all
+  others would do the same.
+
+  Args:
+    points: the rows.
+    centroids: [k, d], where to begin.
+    iterations: at most so many.
+    done: iterations that led to `centroids`, when this goes on where another call was stopped.
+    watch: called after each iteration with how many are done and a function that gives the
+      centroids.
+
+  Returns:
+    float32 [k, d].
+  """
+  placed = place_centroids(centroids, points.mesh)
+  for i in range(done, iterations):
+    moved = _update(placed, points)
+    same = bool(_equal(placed.c, moved.c))
+    placed = moved
+    if watch:
+      watch(i + 1, lambda placed=placed: fetch(placed.c)[:placed.k])
+    if same:
+      break
+  return fetch(placed.c)[:placed.k]
+
+
+def _update(centroids: Centroids, points: Points) -> Centroids:
+  """The means of the rows that are nearest to each centroid."""
+  total = None
+  for chunk in points.chunks():
+    cluster = nearest(chunk, centroids, points.mesh).cluster
+    part = sums(chunk, cluster, centroids.k, points.mesh)
+    total = part if total is None else _add(total, part)
+  return Centroids(_means(total, centroids.c), centroids.k)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(a: Sums, b: Sums) -> Sums:
+  return jax.tree.map(jnp.add, a, b)
+
+
+@jax.jit
+def _means(total: Sums, before: jax.Array) -> jax.Array:
+  count = total.count[:, None]
+  return jnp.where(count > 0, total.total / jnp.maximum(count, 1), before)
+
+
+@jax.jit
+def _equal(a: jax.Array, b: jax.Array) -> jax.Array:
+  return (a == b).all()
+
+
+def potential(points: Points, cluster: np.ndarray, k: int) -> float:
+  """The sum of squared distances of rows to the means of their clusters, by which runs compare.
+
+  Args:
+    points: the rows.
+    cluster: int [rows] below k, -1 for none.
+    k: clusters.
+  """
+  total = np.zeros((k, points.dim))
+  count = np.zeros(k)
+  for _, x, own in _on_host(points, cluster):
+    np.add.at(total, own, x)
+    count += np.bincount(own, minlength=k)
+  means = total / np.maximum(count, 1)[:, None]
+  return float(sum(np.square(x - means[own]).sum() for _, x, own in _on_host(points, cluster)))
+
+
+def _on_host(points: Points, cluster: np.ndarray, block: int = 2**16):
+  """Numbers, rows in float64 and clusters of the rows that have one, in blocks."""
+  numbers = np.flatnonzero(cluster >= 0)
+  for i in range(0, len(numbers), block):
+    part = numbers[i:i + block]
+    yield part, points.take(part).astype(np.float64), cluster[part]

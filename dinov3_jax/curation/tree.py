@@ -1,0 +1,109 @@
+"""A tree of clusters: rows at its leaves, and clusters of clusters above them."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+  """The clusters of one level, and what belongs to each.
+
+  Attributes:
+    ids: int64 [n], what is in the first cluster, in the second and so on: rows of features, or
+      clusters of the level below. Inside a cluster the closest to the centroid is first, the lower
+      number at a tie.
+    offsets: int64 [k + 1], where each cluster begins in `ids`, and where the last one ends.
+  """
+
+  ids: np.ndarray
+  offsets: np.ndarray
+
+  @property
+  def sizes(self) -> np.ndarray:
+    """How much each cluster has of the level below, int64 [k]."""
+    return np.diff(self.offsets)
+
+  def members(self, cluster: int) -> np.ndarray:
+    """What is in a cluster."""
+    return self.ids[self.offsets[cluster]:self.offsets[cluster + 1]]
+
+  def closest(self, count: int) -> np.ndarray:
+    """The first `count` of each cluster, fewer of those with fewer, in the order of `ids`."""
+    place = np.arange(len(self.ids)) - np.repeat(self.offsets[:-1], self.sizes)
+    return self.ids[place < count]
+
+
+def make_level(cluster: np.ndarray, distance: np.ndarray, k: int) -> Level:
+  """Sorts what was assigned.
+
+  Args:
+    cluster: int [n] below k, or -1 for what is in no cluster.
+    distance: [n] to the centroid.
+    k: clusters; any of them may be empty.
+  """
+  order = np.lexsort((distance, cluster))  # stable: ties stay in the order of their numbers
+  order = order[np.count_nonzero(cluster < 0):]
+  sizes = np.bincount(cluster[cluster >= 0], minlength=k)
+  return Level(order.astype(np.int64), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+  """Levels from the lowest, whose clusters have rows, to the highest.
+
+  Raises:
+    ValueError: levels that do not fit onto each other.
+  """
+
+  levels: Sequence[Level]
+
+  def __post_init__(self):
+    if not self.levels:
+      raise ValueError("a tree needs at least one level of clusters")
+    for number, (below, above) in enumerate(zip(self.levels, self.levels[1:]), 2):
+      if sorted(above.ids.tolist()) != list(range(len(below.sizes))):
+        raise ValueError(f"level {number} must have each of the {len(below.sizes):,} clusters of "
+                         "the level below once")
+
+  @functools.cached_property
+  def flat_sizes(self) -> list[np.ndarray]:
+    """For each level, how many rows lie below each cluster: int64 [k]."""
+    flat = [self.levels[0].sizes]
+    for level in self.levels[1:]:
+      running = np.concatenate([[0], np.cumsum(flat[-1][level.ids])])
+      flat.append(running[level.offsets[1:]] - running[level.offsets[:-1]])
+    return flat
+
+  def cluster_of_rows(self, level: int, rows: int) -> np.ndarray:
+    """The cluster of every row at a level (0 is the lowest): int64 [rows], -1 for none."""
+    found = np.full(rows, -1)
+    found[self.levels[0].ids] = np.repeat(np.arange(len(self.levels[0].sizes)),
+                                          self.levels[0].sizes)
+    for above in self.levels[1:level + 1]:
+      parent = np.full(len(above.ids) + 1, -1)  # the last one is the parent of none
+      parent[above.ids] = np.repeat(np.arange(len(above.sizes)), above.sizes)
+      found = parent[found]
+    return found
+
+  def counts(self, level: int, rows: np.ndarray) -> np.ndarray:
+    """How many of some rows, repetitions counted, each cluster of a level has: int64 [k]."""
+    rows = np.asarray(rows)
+    highest = int(max(rows.max(initial=-1), self.levels[0].ids.max(initial=-1))) + 1
+    cluster = self.cluster_of_rows(level, highest)[rows]
+    return np.bincount(cluster[cluster >= 0], minlength=len(self.levels[level].sizes))
+
+
+def entropy(counts: np.ndarray) -> float:
+  """How evenly rows lie in clusters: the exponential of the entropy over the number of clusters.
+
+  1 where all of them have as many, 1 / k where one has all. Empty clusters count among the k; 0
+  where there is nothing.
+  """
+  counts = np.asarray(counts, np.float64)
+  if not counts.sum():
+    return 0.0
+  share = counts[counts > 0] / counts.sum()
+  return float(np.exp(-(share * np.log(share)).sum()) / len(counts))
