@@ -10,7 +10,7 @@ import numpy as np
 
 from dinov3_jax.curation import seeding
 from dinov3_jax.curation.nearest import Centroids, Sums, nearest, place_centroids, sums
-from dinov3_jax.curation.rows import ArrayPoints, Points, fetch
+from dinov3_jax.curation.rows import Points, fetch, place
 
 ITERATIONS = 50
 SEED_ROWS = 2**23  # k-means++ reads all of its rows for every seed: beyond, it takes a sample
@@ -29,12 +29,9 @@ class Assignment:
   distance: np.ndarray
 
 
-def finite(points: Points) -> np.ndarray:
-  """Which rows count: bool [rows]."""
-  return np.concatenate([fetch(chunk.valid)[:chunk.rows] for chunk in points.chunks()])
-
-
-def seeds(points: Points, k: int, rng: np.random.Generator, limit: int = SEED_ROWS) -> np.ndarray:
+def seeds(points: Points, k: int, rng: np.random.Generator, *, limit: int = SEED_ROWS,
+          done: seeding.Progress | None = None,
+          watch: Callable[[int, Callable[[], seeding.Progress]], None] | None = None) -> np.ndarray:
   """The rows where k-means begins, by greedy k-means++: int64 [min(k, rows that count)].
 
   Args:
@@ -43,25 +40,25 @@ def seeds(points: Points, k: int, rng: np.random.Generator, limit: int = SEED_RO
     rng: what is random.
     limit: with more rows than that, or than eight for each seed, they are chosen in a random
       sample.
+    done, watch: see `seeding.plus_plus`; with `done`, `rng` must be as new as it was before.
 
   Raises:
     ValueError: no row is finite, or k is not positive.
   """
   if k < 1:
     raise ValueError(f"the number of clusters must be positive, not {k}")
-  valid = np.flatnonzero(finite(points))
+  valid = np.flatnonzero(points.finite())
   if not len(valid):
     raise ValueError(f"none of the {points.rows:,} rows of features is finite")
   k, limit = min(k, len(valid)), max(limit, 8 * k)
   if len(valid) > limit:
     valid = np.sort(rng.choice(valid, limit, replace=False))
   if len(points.sizes()) == 1 and len(valid) == points.rows:
-    resident = points
+    chunk = next(iter(points.chunks()))
   else:
-    resident = ArrayPoints(points.take(valid), points.mesh)
-  first, uniforms = seeding.draws(rng, np.ones(len(valid), bool), k)
-  chunk = next(iter(resident.chunks()))
-  return valid[seeding.plus_plus(chunk, first, uniforms, points.mesh)[0]]
+    chunk = place(points.take(valid), points.mesh)
+  first, uniforms = seeding.draws(rng, len(valid), k)
+  return valid[seeding.plus_plus(chunk, first, uniforms, points.mesh, done=done, watch=watch)[0]]
 
 
 def assign_chunks(points: Points, centroids: np.ndarray, start: int = 0) -> Iterator[Assignment]:

@@ -52,6 +52,9 @@ class Points(Protocol):
   def sizes(self) -> list[int]:
     """The rows of each chunk."""
 
+  def finite(self) -> np.ndarray:
+    """Which rows count: bool [rows]."""
+
   def take(self, indices: np.ndarray) -> np.ndarray:
     """These rows as an array on the host, [len(indices), d]."""
 
@@ -77,7 +80,8 @@ def place(array: np.ndarray, mesh: Mesh, start: int = 0, capacity: int | None = 
   """Puts an array on the devices.
 
   Args:
-    array: [n, d]; float64 becomes float32.
+    array: [n, d], also one on disk; float64 becomes float32. A process reads the rows of its own
+      devices alone.
     mesh: from `make_mesh`.
     start: the number of its first row.
     capacity: fill up as if there were so many rows, so that arrays of several lengths have one
@@ -86,17 +90,34 @@ def place(array: np.ndarray, mesh: Mesh, start: int = 0, capacity: int | None = 
   Raises:
     ValueError: an array that has not two dimensions.
   """
-  array = np.asarray(array)
   if array.ndim != 2:
     raise ValueError(f"features must be [rows, dimensions], not {list(array.shape)}")
-  if array.dtype.itemsize > 4 or array.dtype.kind in "iub":
-    array = array.astype(np.float32)
-  valid = np.isfinite(array.astype(np.float32)).all(1)
-  if not valid.all():
-    array = np.where(valid[:, None], array, 0)
-  fill = padded(max(len(array), capacity or 0), mesh) - len(array)
-  x = put(np.pad(array, ((0, fill), (0, 0))), mesh)
-  return Chunk(x, put(np.pad(valid, (0, fill)), mesh), start, len(array))
+  total = padded(max(len(array), capacity or 0), mesh)
+
+  @functools.cache
+  def part(begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.asarray(array[begin:end])
+    if rows.dtype.itemsize > 4 or rows.dtype.kind in "iub":
+      rows = rows.astype(np.float32)
+    valid = is_finite(rows)
+    fill = end - begin - len(rows)
+    return (np.pad(np.where(valid[:, None], rows, 0), ((0, fill), (0, 0))),
+            np.pad(valid, (0, fill)))
+
+  def of_device(which: int, index: tuple[slice, ...]) -> np.ndarray:
+    return part(*index[0].indices(total)[:2])[which]
+
+  sharding = NamedSharding(mesh, SHARDED)
+  x, valid = (jax.make_array_from_callback(shape, sharding, functools.partial(of_device, which))
+              for which, shape in enumerate([(total, array.shape[1]), (total,)]))
+  return Chunk(x, valid, start, len(array))
+
+
+def is_finite(array: np.ndarray) -> np.ndarray:
+  """Which rows of [n, d] are finite, also once they are float32: bool [n]."""
+  with np.errstate(over="ignore"):
+    narrow = array.astype(np.float32) if array.dtype.itemsize > 4 else array
+  return np.isfinite(narrow).all(1)
 
 
 def put(array: np.ndarray, mesh: Mesh, spec: P = SHARDED) -> jax.Array:
@@ -134,6 +155,9 @@ class ArrayPoints:
 
   def sizes(self) -> list[int]:
     return [self.rows]
+
+  def finite(self) -> np.ndarray:
+    return is_finite(self._array)
 
   def take(self, indices: np.ndarray) -> np.ndarray:
     return self._array[indices]

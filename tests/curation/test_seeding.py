@@ -29,12 +29,27 @@ def test_candidates_are_drawn_in_proportion_to_squared_distances(single):
 def test_rows_that_do_not_count_are_never_seeds(mesh):
   x = np.random.default_rng(0).normal(size=(40, 3))
   x[::2] = np.nan
-  first, uniforms = seeding.draws(np.random.default_rng(1), np.isfinite(x).all(1), 20)
-  rows, potential = seeding.plus_plus(place(x, mesh), first, uniforms, mesh)
+  first, uniforms = seeding.draws(np.random.default_rng(1), 20, 20)
+  rows, potential = seeding.plus_plus(place(x, mesh), 2 * first + 1, uniforms, mesh)
   assert sorted(rows) == list(range(1, 40, 2)) and potential < 1e-4
   # With nothing left to explain, rows are taken again.
   rows, _ = seeding.plus_plus(place(x[:4], mesh), 1, np.full((5, 2), 0.999), mesh)
   assert set(rows.tolist()) == {1, 3}
+
+
+def test_goes_on_where_it_was_stopped(inputs, mesh, monkeypatch):
+  monkeypatch.setattr(seeding, "PIECE", 8)
+  chunk = place(inputs.POINTS, mesh)
+  first, uniforms = seeding.draws(np.random.default_rng(1), 600, 30)
+  seen = []
+  whole = seeding.plus_plus(chunk, first, uniforms, mesh,
+                            watch=lambda count, get: seen.append((count, get())))
+  assert [count for count, _ in seen] == [9, 17, 25, 30]
+  assert [len(progress.rows) for _, progress in seen] == [9, 17, 25, 30]
+  for _, progress in seen:
+    rows, potential = seeding.plus_plus(chunk, first, uniforms, mesh, done=progress)
+    np.testing.assert_array_equal(rows, whole[0])
+    assert potential == whole[1]
 
 
 def test_trials():
