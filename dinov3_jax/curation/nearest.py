@@ -78,7 +78,7 @@ def nearest(chunk: Chunk, centroids: Centroids, mesh: Mesh) -> Nearest:
   Distances are compared as `|c|^2 - 2 x.c` in float32 and as such never clipped. Where all of it is
   exact, as on small integers, so are ties.
   """
-  return _nearest(mesh, centroids.k, row_block(chunk.rows, mesh))(
+  return _nearest(mesh, centroids.k, row_block(len(chunk.x), mesh))(
     chunk.x, chunk.valid, centroids.c)
 
 
@@ -148,7 +148,7 @@ def closer(a: tuple, b: tuple) -> tuple:
 
 def sums(chunk: Chunk, cluster: jax.Array, k: int, mesh: Mesh) -> Sums:
   """The sum and the number of the rows of each of k clusters; -1 is none."""
-  return _sums(mesh, k, row_block(chunk.rows, mesh))(chunk.x, cluster)
+  return _sums(mesh, k, row_block(len(chunk.x), mesh))(chunk.x, cluster)
 
 
 @functools.cache

@@ -73,7 +73,7 @@ def plus_plus(chunk: Chunk, first: int, uniforms: np.ndarray, mesh: Mesh, *,
     int64 [k] the seeds' rows in the order of their choice, and the sum of squared distances to the
     nearest of them.
   """
-  begin, grow = _compiled(mesh, row_block(chunk.rows, mesh))
+  begin, grow = _compiled(mesh, row_block(len(chunk.x), mesh))
   everywhere = lambda value: put(np.asarray(value), mesh, P())
   if done is None:
     rows, closest = [np.array([first])], begin(chunk.x, chunk.valid, everywhere(np.int32(first)))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+ROUNDING = 1e-5  # of squared distances, relative
+
 
 @dataclasses.dataclass(frozen=True)
 class Level:
@@ -39,6 +41,9 @@ class Level:
 def make_level(cluster: np.ndarray, distance: np.ndarray, k: int) -> Level:
   """Sorts what was assigned.
 
+  Distances that are equal in exact arithmetic, as those of two rows to their mean, differ by the
+  rounding of float32, which must not decide: those that agree to `ROUNDING` are a tie.
+
   Args:
     cluster: int [n] below k, or -1 for what is in no cluster.
     distance: [n] to the centroid.
@@ -47,7 +52,28 @@ def make_level(cluster: np.ndarray, distance: np.ndarray, k: int) -> Level:
   order = np.lexsort((distance, cluster))  # stable: ties stay in the order of their numbers
   order = order[np.count_nonzero(cluster < 0):]
   sizes = np.bincount(cluster[cluster >= 0], minlength=k)
+  order = _settle_ties(order, cluster[order], distance[order])
   return Level(order.astype(np.int64), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+
+
+def _settle_ties(order: np.ndarray, cluster: np.ndarray, distance: np.ndarray) -> np.ndarray:
+  """Sorts by number where sorted distances of a cluster hardly differ.
+
+  Distances that follow each other closely form a run, which is cut into spans of `ROUNDING` from
+  its first one on: where rows are dense, a whole cluster may be one run.
+  """
+  linked = (cluster[1:] == cluster[:-1]) & (distance[1:] - distance[:-1] <= ROUNDING * distance[1:])
+  if not linked.any():
+    return order
+  place = np.arange(len(order))
+  run = np.maximum.accumulate(np.where(np.concatenate([[False], linked]), 0, place))
+  begin = np.maximum(distance[run], np.finfo(np.float32).tiny)
+  span = ((distance - distance[run]) / (ROUNDING * begin)).astype(np.int64)
+  tied = np.concatenate([[False], linked]) | np.concatenate([linked, [False]])
+  settled = order.copy()
+  places = place[tied]
+  settled[places] = order[places[np.lexsort((order[places], span[places], run[places]))]]
+  return settled
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,19 @@ def test_members_are_sorted_by_distance_then_number():
   assert level.closest(1).tolist() == [4, 5] and level.closest(2).tolist() == [4, 1, 5, 0]
 
 
+def test_rounding_does_not_order_members():
+  eps = 1e-6
+  distance = np.array([0.5 + eps, 0.5, 0.6, 0.5, 0.1 + eps / 8, 0.1, 0.7, 0.0, 0.0])
+  level = make_level(np.array([0, 0, 1, 1, 2, 2, 2, 3, 3]), distance, 4)
+  assert level.ids.tolist() == [0, 1, 3, 2, 4, 5, 6, 7, 8]
+  # A dense cluster stays in order, but for rounding.
+  rng = np.random.default_rng(0)
+  distance = np.sort(rng.uniform(1, 1.01, 5000))[::-1]
+  level = make_level(np.zeros(5000, int), distance, 1)
+  found = distance[level.ids]
+  assert (found - np.sort(distance)).max() < 2e-5 and not (level.ids == range(4999, -1, -1)).all()
+
+
 def test_recorded_tree(record):
   """Flat clusters and sizes of three levels from what each level was assigned."""
   g, sampling = record("resampling"), record("sampling")
