@@ -1,14 +1,16 @@
 """Package metadata; `pip install -e .[quickstart]` is what launch/quickstart.sh runs."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+VERSION = re.search(r'__version__ = "(.+)"', Path("dinov3_jax/__init__.py").read_text())[1]
 JAX = ">=0.10.2,<0.12"
 
 setup(
   name="dinov3_jax",
-  version="0.1.0",
+  version=VERSION,
   description="DINOv3 in JAX: self-supervised vision transformers from a laptop to a TPU pod",
   long_description=Path("README.md").read_text() if Path("README.md").exists() else "",
   long_description_content_type="text/markdown",

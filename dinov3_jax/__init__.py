@@ -2,6 +2,8 @@
 
 import importlib
 
+__version__ = "0.1.0"
+
 # Imported when asked for, so that the commands of this package start without each other's needs.
 _HOMES = {
     "VARIANTS": "dinov3_jax.models.variants",

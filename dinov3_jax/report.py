@@ -4,21 +4,18 @@ The k-NN accuracy of raw pixels, of the network before its first step and of the
 images that neither training nor the evaluations beside it have seen.
 """
 
-import argparse
+if __name__ == "__main__":
+  from dinov3_jax import signals
+  signals.exit_at_once()
+
+import os
 import sys
 
-import jax
-from etils import epath
-
-from dinov3_jax.data.sources import open_source
-from dinov3_jax.evals.knn import raw_pixels
+from dinov3_jax import arguments
 from dinov3_jax.main import fail
-from dinov3_jax.train import checkpoint, sharding
-from dinov3_jax.train.evaluation import Evaluation
-from dinov3_jax.train.state import init_state
 
 
-def report(workdir: epath.PathLike, split: str = "test") -> str:
+def report(workdir: str | os.PathLike, split: str = "test") -> str:
   """The table, three rows of accuracies under a line that says how they were measured.
 
   Every row has the protocol of the run's evaluations (its `config.evals`), with the training images
@@ -28,6 +25,16 @@ def report(workdir: epath.PathLike, split: str = "test") -> str:
     FileNotFoundError: the run has no checkpoint.
     ValueError: its images cannot be opened, have no such split, or no labels.
   """
+  # Here, so that the command answers --help without them: they are slow.
+  import jax
+  from etils import epath
+
+  from dinov3_jax.data.sources import open_source
+  from dinov3_jax.evals.knn import raw_pixels
+  from dinov3_jax.train import checkpoint, sharding
+  from dinov3_jax.train.evaluation import Evaluation
+  from dinov3_jax.train.state import init_state
+
   folder = checkpoint.locate(workdir)
   config = checkpoint.stored_config(folder)
   bank, queries = (open_source(config.data.source, name) for name in ("train", split))
@@ -59,13 +66,13 @@ def report(workdir: epath.PathLike, split: str = "test") -> str:
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(prog="python -m dinov3_jax.report", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--workdir", required=True, help="of a run, or one of its checkpoints")
+  parser = arguments.Parser("report", __doc__)
+  parser.add_argument("--workdir", required=True, type=os.path.expanduser,
+                      help="of a run, or one of its checkpoints")
   parser.add_argument("--split", default="test", help="of the images: val or test (default)")
-  arguments = parser.parse_args()
+  args = parser.parse_args()
   try:
-    print(report(arguments.workdir, arguments.split))
+    print(report(args.workdir, args.split))
   except (ValueError, OSError) as error:
     return fail(error)
   return 0

@@ -8,21 +8,28 @@ more). With --foreground the background stays black and takes no part in the com
 whatever `dinov3_jax.load` takes, or `random` for an untrained network.
 """
 
-import argparse
+if __name__ == "__main__":
+  from dinov3_jax import signals
+  signals.exit_at_once()
+
 import dataclasses
 import os
 import pathlib
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
-from flax import nnx
 from PIL import Image
 
+from dinov3_jax import arguments
+from dinov3_jax.data.decode import DamagedImage, decode
 from dinov3_jax.data.preprocess import Preprocess
-from dinov3_jax.data.sources import DamagedImage, decode
+from dinov3_jax.data.walk import printable
 from dinov3_jax.evals import pca
-from dinov3_jax.features import add_model_flags, open_model, parse_size, patch_side
 from dinov3_jax.main import fail
+
+if TYPE_CHECKING:  # slow to import: only where the work begins
+  from flax import nnx
 
 SHORTER_SIDE = 512
 
@@ -31,11 +38,13 @@ def foreground(patches) -> np.ndarray:
   """The patches that stand out from the image's border: bool [h, w] from features [h, w, D].
 
   Otsu's threshold cuts the first principal component in two; the part that has less of the border
-  is the foreground.
+  is the foreground. Patches that do not differ, such as a single one, are all foreground.
   """
   patches = np.asarray(patches, np.float32)
   rows = patches.reshape(-1, patches.shape[-1])
   rows = rows - rows.mean(0)
+  if not rows.any():
+    return np.ones(patches.shape[:2], bool)
   if len(rows) < rows.shape[1]:
     component = np.linalg.eigh(rows @ rows.T)[1][:, -1]
   else:
@@ -67,13 +76,13 @@ def fit(image: np.ndarray, size: int | tuple[int, int], patch: int) -> tuple[int
   return height, width
 
 
-def visualize(image: np.ndarray, model: nnx.Module, prepare: Preprocess, *, masked: bool = False,
+def visualize(image: np.ndarray, model: "nnx.Module", prepare: Preprocess, *, masked: bool = False,
               patch: tuple[int, int] | None = None) -> np.ndarray:
   """The picture of an image and its features.
 
   Args:
     image: uint8 [H, W, 3].
-    model, prepare: as from `dinov3_jax.features.open_model`.
+    model, prepare: as from `dinov3_jax.evals.backbone.open_model`.
     masked: colour the foreground alone.
     patch: (row, column) of the patch to compare all others with.
 
@@ -83,6 +92,7 @@ def visualize(image: np.ndarray, model: nnx.Module, prepare: Preprocess, *, mask
   Raises:
     ValueError: a patch outside.
   """
+  from dinov3_jax.evals.backbone import patch_side
   height, width = np.broadcast_to(prepare.size, 2).tolist()
   side = patch_side(model)
   rows, columns = height // side, width // side
@@ -112,30 +122,24 @@ def framed(picture: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
   return picture
 
 
-def parse_patch(text: str) -> tuple[int, int]:
-  """ROW,COLUMN."""
-  row, _, column = text.partition(",")
-  if not (row.isdecimal() and column.isdecimal()):
-    raise argparse.ArgumentTypeError(f"a patch is ROW,COLUMN, counted from 0, not {text}")
-  return int(row), int(column)
-
-
 def main() -> int:
-  parser = argparse.ArgumentParser(prog="python -m dinov3_jax.visualize", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = arguments.Parser("visualize", __doc__)
   add = parser.add_argument
-  add("image", metavar="IMAGE")
-  add_model_flags(parser)
-  add("--out", metavar="FILE", help="the picture; by default IMAGE's name with .dinov3.png, here")
-  add("--size", type=parse_size, default=SHORTER_SIDE, metavar="SIDE|HEIGHT,WIDTH",
+  add("image", metavar="IMAGE", type=os.path.expanduser)
+  arguments.add_model(parser)
+  add("--out", metavar="FILE", type=os.path.expanduser,
+      help="the picture; by default IMAGE's name with .dinov3.png, here")
+  add("--size", type=arguments.size, default=SHORTER_SIDE, metavar="SIDE|HEIGHT,WIDTH",
       help=f"of the shorter side or both, in pixels, {SHORTER_SIDE} by default; rounded to patches")
-  add("--patch", type=parse_patch, metavar="ROW,COLUMN", help="show what is similar to this patch")
+  add("--patch", type=arguments.patch, metavar="ROW,COLUMN",
+      help="show what is similar to this patch")
   add("--foreground", action="store_true", help="colour only what stands out")
   args = parser.parse_intermixed_args()
   try:
+    from dinov3_jax.evals.backbone import open_model, patch_side  # slow
     out = check_out(args.out or f"{pathlib.Path(args.image).stem}.dinov3.png")
     if not os.path.isfile(args.image):
-      raise FileNotFoundError(f"{args.image} is no file")
+      raise FileNotFoundError(f"{printable(args.image)} is no file")
     image = decode(pathlib.Path(args.image), args.image)
     model, prepare = open_model(args.weights, args.model, dtype=args.dtype)
     prepare = dataclasses.replace(prepare, size=fit(image, args.size, patch_side(model)))
@@ -144,7 +148,8 @@ def main() -> int:
     return fail(error)
   height, width = prepare.size
   side = patch_side(model)
-  print(f"{out}: {height // side} rows and {width // side} columns of patches ({side} pixels)")
+  print(f"{printable(out)}: {height // side} rows and {width // side} columns of patches "
+        f"({side} pixels)")
   return 0
 
 

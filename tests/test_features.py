@@ -1,19 +1,18 @@
+import os
+import signal
 import sys
 
 import chex
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 import dinov3_jax
 from dinov3_jax import features
-from dinov3_jax.data.preprocess import Preprocess, preprocess
-from dinov3_jax.export import export
+from dinov3_jax.data.preprocess import preprocess
+from dinov3_jax.evals import extraction
 from dinov3_jax.models.variants import VARIANTS, Variant
-from dinov3_jax.train import checkpoint
-from dinov3_jax.train.state import init_state
 
 
 @pytest.fixture(autouse=True)
@@ -87,29 +86,33 @@ def test_npy_of_a_convnext_on_one_device(folder, monkeypatch):
   np.testing.assert_array_equal(np.load("f.npy"), arrays["patches"])
 
 
-def test_an_interrupted_run_goes_on(folder, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_goes_on(folder, monkeypatch, capsys, number):
   arguments = ["images", *RANDOM, "--tokens", "patches"]
   assert command(monkeypatch, *arguments, "--out", "whole.safetensors") == 0
-  batches, read = features._batches, []
+  batches, todo = extraction._batches, []
 
-  def first_batch(images, *rest):
-    read.append(len(images))
-    yield next(batches(images, *rest))
-    raise KeyboardInterrupt
+  def first_batch(images, items, *rest):
+    todo.append(items)
+    os.kill(os.getpid(), number)
+    yield from batches(images, items, *rest)
 
+  capsys.readouterr()
   with monkeypatch.context() as patch:
-    patch.setattr(features, "_batches", first_batch)
-    patch.setattr(features, "_one_ahead", iter)
-    assert command(patch, *arguments, "--out", "f.safetensors") == 130
-  assert "goes on from here" in capsys.readouterr().err
+    patch.setattr(extraction, "_batches", first_batch)
+    patch.setattr(extraction, "_one_ahead", iter)
+    # The batch that is being made is still written.
+    assert command(patch, *arguments, "--out", "f.safetensors") == 128 + number
+  error = capsys.readouterr().err
+  assert error.rstrip().endswith("error: interrupted; the same command goes on from here")
   assert not (folder / "f.safetensors").exists()
   assert command(monkeypatch, *arguments[:-1], "cls", "--out", "f.safetensors") == 1
   assert "another job (its tokens differ)" in capsys.readouterr().err
 
-  monkeypatch.setattr(features, "_batches",
-                      lambda images, *rest: read.append(len(images)) or batches(images, *rest))
+  monkeypatch.setattr(extraction, "_batches", lambda images, items, *rest: todo.append(items) or (
+      batches(images, items, *rest)))
   assert command(monkeypatch, *arguments, "--out", "f.safetensors") == 0
-  assert read == [11, 3]
+  assert todo == [list(range(11)), [2, 8, 9, 10]]  # 2 is the damaged one, which is read again
   assert (folder / "f.safetensors").read_bytes() == (folder / "whole.safetensors").read_bytes()
   assert "4bad.jpg" in capsys.readouterr().err  # of the part before the interruption
   assert not list(folder.glob("*.partial"))
@@ -144,23 +147,3 @@ def test_sizes_that_are_none(size, capsys):
   with pytest.raises(SystemExit):
     command(pytest.MonkeyPatch(), "images", "--weights", "w", "--out", "f.npy", "--size", size)
   assert "a size is one number or HEIGHT,WIDTH" in capsys.readouterr().err
-
-
-def test_a_run_of_our_own_says_what_its_images_need(tiny_config, tmp_path):
-  tiny_config.crops.update(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-  state = jax.jit(lambda: init_state(tiny_config))()
-  with checkpoint.Writer(tmp_path, keep=1, keep_every=0) as writer:
-    writer.save(1, {"student": state.student, "teacher": state.teacher}, {}, tiny_config)
-  model, prepare = features.open_model(str(tmp_path))
-  assert prepare == Preprocess((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 32)
-  chex.assert_trees_all_equal(nnx.to_pure_dict(nnx.state(model)), state.teacher["backbone"])
-
-  export(tmp_path, "safetensors", tmp_path / "out")
-  _, prepare = features.open_model(str(tmp_path / "out" / "model.safetensors"), size=(16, 24))
-  assert prepare == Preprocess((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (16, 24))
-
-
-def test_the_dtype_of_the_computation():
-  model, prepare = features.open_model("random", "vits16", dtype="bfloat16")
-  assert {x.dtype.name for x in jax.tree.leaves(nnx.state(model))} == {"bfloat16"}
-  assert prepare == Preprocess(size=224)

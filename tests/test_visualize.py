@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov3_jax import features, visualize
+from dinov3_jax import visualize
+from dinov3_jax.evals.backbone import open_model
 from dinov3_jax.models.variants import VARIANTS, Variant
 
 
@@ -52,7 +53,7 @@ def test_sizes_are_whole_patches(size, expected):
 
 
 def test_picture():
-  model, prepare = features.open_model("random", "vits16")
+  model, prepare = open_model("random", "vits16")
   prepare = dataclasses.replace(prepare, size=(80, 120))
   plain = visualize.visualize(blob(), model, prepare)
   all_three = visualize.visualize(blob(), model, prepare, masked=True, patch=(4, 7))

@@ -16,8 +16,9 @@ import numpy as np
 from absl import flags, logging
 
 from dinov3_jax.data.crops import MultiCrop
+from dinov3_jax.data.decode import DamagedImage
 from dinov3_jax.data.masks import mask_counts, shard_masks
-from dinov3_jax.data.sources import DamagedImage, Source
+from dinov3_jax.data.sources.base import Source
 
 MIN_SEEN = 100  # images, before a share of damaged ones means anything
 DAMAGED = "damaged"  # travels with a batch from the workers to the main process

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dinov3_jax.data.crops import center_crop
+from dinov3_jax.data.decode import decode
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of RGB in [0, 1]
 SATELLITE = ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))  # of the weights trained on SAT-493M
@@ -62,7 +63,6 @@ class Preprocess:
       DamagedImage: a file that is no image.
     """
     if isinstance(image, str | os.PathLike):
-      from dinov3_jax.data.sources import decode
       image = decode(pathlib.Path(image), str(image))
     elif isinstance(image, Image.Image):
       image = image.convert("RGB")

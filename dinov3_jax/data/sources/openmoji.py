@@ -13,7 +13,7 @@ from importlib import resources
 import numpy as np
 from PIL import Image
 
-from dinov3_jax.data.sources import hash_percent
+from dinov3_jax.data.sources.splits import hash_percent
 
 SKIN_TONES = {f"1F3F{digit}" for digit in "BCDEF"}
 # Presentation selector, joiner, female and male signs, and the arrow of "facing right".

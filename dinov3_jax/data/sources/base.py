@@ -1,0 +1,21 @@
+"""What every source is."""
+
+from typing import Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+  """A data set of images; it pickles cheaply, for it travels to worker processes.
+
+  `source[i]` is `{"image": uint8 [H, W, 3] RGB, "label": int, "name": str}`, with a label of -1
+  where there is none. `classes` is a list of names, or None where there are no labels; `labels` an
+  int array, or None also where only reading every image would tell (TFDS).
+  """
+
+  labels: np.ndarray | None
+  classes: list[str] | None
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> dict: ...

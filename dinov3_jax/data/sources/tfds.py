@@ -1,0 +1,75 @@
+"""A data set of TensorFlow Datasets."""
+
+import os
+
+from dinov3_jax.data.decode import DamagedImage, decode
+from dinov3_jax.data.sources.splits import HELD_OUT
+
+
+class TfdsSource:
+  """A TensorFlow Datasets set of images, read without TensorFlow.
+
+  It must have been prepared in the array_record format. val is its `validation` split, or the last
+  5 % of train where there is none.
+  """
+
+  labels = None
+
+  def __init__(self, name: str, split: str):
+    try:
+      import tensorflow_datasets as tfds
+    except ImportError as error:
+      raise ValueError(f"tfds:{name} needs a package that is missing ({error.name}); "
+                       "pip install tensorflow-datasets array_record") from error
+    self.name = name
+    try:
+      # TFDS itself reads this variable once, when it is imported.
+      builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"),
+                             file_format="array_record")
+      sizes = {key: info.num_examples for key, info in builder.info.splits.items()}
+    except Exception as error:
+      raise ValueError(f"tfds:{name} cannot be opened: {_first_line(error)}") from error
+    if not sizes:
+      raise ValueError(
+        f"tfds:{name} is not prepared in {builder.data_dir}; run `tfds build {name} "
+        "--file_format=array_record` and set TFDS_DATA_DIR if it lies elsewhere")
+    own_val = "validation" in sizes
+    spans = {
+      "train": "train" if own_val else f"train[:{100 - HELD_OUT}%]",
+      "val": "validation" if own_val else f"train[{100 - HELD_OUT}%:]",
+      "test": "test",
+      "all": "+".join(sizes),
+    }
+    self.span = spans[split]
+    if self.span.split("[")[0] not in (*sizes, spans["all"]):
+      raise ValueError(f"tfds:{name} has no split {split!r}; it has {', '.join(sizes)}")
+    features = builder.info.features
+    self._image = next((key for key, feature in features.items()
+                        if isinstance(feature, tfds.features.Image)), None)
+    if self._image is None:
+      raise ValueError(f"tfds:{name} has no feature that is an image; it has {', '.join(features)}")
+    has_label = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
+    self._label = "label" if has_label else None
+    self._file_name = "file_name" if "file_name" in features else None
+    self.classes = list(features["label"].names) if self._label else None
+    self._data = builder.as_data_source(
+      split=self.span, decoders={self._image: tfds.decode.SkipDecoding()})
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def __getitem__(self, index: int) -> dict:
+    name = f"{self.name}/{self.span}/{index}"
+    try:
+      record = self._data[int(index)]
+    except Exception as error:
+      raise DamagedImage(name, _first_line(error)) from error
+    if self._file_name:
+      file = record[self._file_name]
+      name = file.decode() if isinstance(file, bytes) else str(file)
+    label = int(record[self._label]) if self._label else -1
+    return {"image": decode(bytes(record[self._image]), name), "label": label, "name": name}
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
