@@ -35,14 +35,15 @@ def wait() -> None:
     multihost_utils.sync_global_devices("curation")
 
 
-def write(path: pathlib.Path, writer: Callable[[Any], None]) -> None:
+def write(path: pathlib.Path, writer: Callable[[Any], None], alone: bool = False) -> None:
   """Writes a file as a whole, in the first process; the others wait for it.
 
   Args:
     path: in a folder that is there.
     writer: called with the open binary file.
+    alone: this process writes a file of its own, and nobody waits.
   """
-  if jax.process_index() == 0:
+  if alone or jax.process_index() == 0:
     new = path.with_name(path.name + ".new")
     with new.open("wb") as file:
       writer(file)
@@ -54,17 +55,18 @@ def write(path: pathlib.Path, writer: Callable[[Any], None]) -> None:
       os.fsync(folder)
     finally:
       os.close(folder)
-  wait()
+  if not alone:
+    wait()
 
 
-def write_array(path: pathlib.Path, array: np.ndarray) -> None:
+def write_array(path: pathlib.Path, array: np.ndarray, alone: bool = False) -> None:
   """Writes a .npy file."""
-  write(path, lambda file: np.save(file, array, allow_pickle=False))
+  write(path, lambda file: np.save(file, array, allow_pickle=False), alone)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: pathlib.Path, value: Any, alone: bool = False) -> None:
   """Writes a .json file."""
-  write(path, lambda file: file.write(json.dumps(value, indent=1).encode()))
+  write(path, lambda file: file.write(json.dumps(value, indent=1).encode()), alone)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

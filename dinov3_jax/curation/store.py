@@ -85,7 +85,7 @@ class Store:
 
   def write(self, shard: int, array: np.ndarray, items: list[int], names: list[str],
             damaged: dict[str, str]) -> None:
-    """Writes a shard.
+    """Writes a shard, in the process that calls.
 
     Args:
       shard: its number.
@@ -97,9 +97,9 @@ class Store:
     with np.errstate(over="ignore"):
       array = array.astype(np.float16)
     strange = np.flatnonzero(~is_finite(array)).tolist()
-    disk.write_array(self._file(shard, "npy"), array)
+    disk.write_array(self._file(shard, "npy"), array, alone=True)
     disk.write_json(self._file(shard, "json"), dict(
-      rows=len(array), items=items, names=names, damaged=damaged, not_finite=strange))
+      rows=len(array), items=items, names=names, damaged=damaged, not_finite=strange), alone=True)
 
   def _file(self, shard: int, suffix: str) -> pathlib.Path:
     return self.folder / f"{shard:05}.{suffix}"

@@ -123,13 +123,14 @@ class Tree:
 
 
 def entropy(counts: np.ndarray) -> float:
-  """How evenly rows lie in clusters: the exponential of the entropy over the number of clusters.
-
-  1 where all of them have as many, 1 / k where one has all. Empty clusters count among the k; 0
-  where there is nothing.
-  """
+  """Of the shares that clusters have of all rows, in bits; log2(k) where all k have as many."""
   counts = np.asarray(counts, np.float64)
   if not counts.sum():
     return 0.0
   share = counts[counts > 0] / counts.sum()
-  return float(np.exp(-(share * np.log(share)).sum()) / len(counts))
+  return float(abs(-(share * np.log2(share)).sum()))
+
+
+def evenness(counts: np.ndarray) -> float:
+  """2 ** entropy / k: from 1 / k, where one of k clusters has everything, to 1."""
+  return 2 ** entropy(counts) / len(counts)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dinov3_jax.curation.tree import Level, Tree, entropy, make_level
+from dinov3_jax.curation.tree import Level, Tree, entropy, evenness, make_level
 
 
 def test_members_are_sorted_by_distance_then_number():
@@ -60,7 +60,7 @@ def test_levels_that_do_not_fit():
 
 
 def test_entropy():
-  assert entropy([5, 5, 5, 5]) == pytest.approx(1)
-  assert entropy([7, 0, 0, 0]) == pytest.approx(1 / 4)
-  assert entropy([3, 3, 0, 0]) == pytest.approx(1 / 2)
+  assert entropy([5, 5, 5, 5]) == pytest.approx(2) and evenness([5, 5, 5, 5]) == pytest.approx(1)
+  assert entropy([7, 0, 0, 0]) == 0 and evenness([7, 0, 0, 0]) == pytest.approx(1 / 4)
+  assert entropy([3, 3, 0, 0]) == pytest.approx(1) and evenness([3, 3, 0, 0]) == pytest.approx(0.5)
   assert entropy([0, 0]) == 0
