@@ -112,8 +112,8 @@ class Folder:
       before = json.loads(note.read_text())
       other = sorted(key for key in job | before if job.get(key) != before.get(key))
       if other:
-        raise ValueError(f"{path} has what came of other settings (its {', '.join(other)} differ): "
-                         "delete it, or choose another --name")
+        raise ValueError(f"{path} was made with other settings ({', '.join(other)}): delete it, or "
+                         "choose another --name")
     else:
       if jax.process_index() == 0:
         path.mkdir(parents=True, exist_ok=True)

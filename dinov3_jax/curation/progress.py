@@ -35,6 +35,7 @@ def bar(show: bool = True) -> Iterator[Report]:
                 disable=not show or jax.process_index() > 0) as progress:
     task = progress.add_task("", total=1.0)
     yield lambda share, text: progress.update(task, completed=share, description=text)
+    progress.update(task, completed=1.0, description="")
 
 
 def part(report: Report, begin: float, end: float) -> Report:

@@ -66,11 +66,11 @@ def sample(folder: pathlib.Path, target: int, *, name: str = "sample", clusters:
   """
   store = results.open_store(folder)
   tree, _ = results.read_tree(folder, clusters)
+  found = draw(tree, target, multiplier=multiplier, strategy=strategy, seed=seed)
   work = results.begin(folder, name, "sample", dict(
     features=store.fingerprint, clusters=clusters,
     of=results.read_result(folder, clusters)["job"], target=target, multiplier=multiplier,
     strategy=strategy, seed=seed))
-  found = draw(tree, target, multiplier=multiplier, strategy=strategy, seed=seed)
   return results.finish(work, dict(
     different=len(np.unique(found.rows)), target=target, levels=[
       dict(clusters=len(given), before=entropy(sizes), after=entropy(given),

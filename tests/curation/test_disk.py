@@ -51,7 +51,7 @@ def test_parts_are_made_once_and_again_where_they_are_cut(tmp_path, caplog):
   assert made == [1, 3] and "one.npy is cut or damaged: it is made again" in caplog.text
   folder().drop("x")
   assert not folder().has("x/one")
-  with pytest.raises(ValueError, match=r"work has what came of other settings \(its levels, seed "):
+  with pytest.raises(ValueError, match=r"work was made with other settings \(levels, seed\)"):
     Folder(tmp_path / "work", dict(seed=2, levels=(3,)))
 
 
