@@ -7,10 +7,18 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from dinov3_jax.curation import seeding
-from dinov3_jax.curation.nearest import Centroids, Sums, nearest, place_centroids, sums
-from dinov3_jax.curation.rows import Points, fetch, place
+from dinov3_jax.curation.nearest import (
+  Centroids,
+  Sums,
+  nearest,
+  padded_centroids,
+  place_centroids,
+  sums,
+)
+from dinov3_jax.curation.rows import SHARDED, Chunk, Points, fetch, padded, place
 
 ITERATIONS = 50
 SEED_ROWS = 2**23  # k-means++ reads all of its rows for every seed: beyond, it takes a sample
@@ -156,3 +164,31 @@ def _on_host(points: Points, cluster: np.ndarray, block: int = 2**16):
   for i in range(0, len(numbers), block):
     part = numbers[i:i + block]
     yield part, points.take(part).astype(np.float64), cluster[part]
+
+
+def compile_iteration(rows: int, dim: int, k: int, mesh: Mesh, dtype=jnp.bfloat16
+                      ) -> tuple[jax.stages.Compiled, tuple[int, int]]:
+  """One iteration as one program, compiled ahead of time; nothing is computed.
+
+  Args:
+    rows: of the features, over all devices.
+    dim: of a row.
+    k: centroids.
+    mesh: from `make_mesh`; its devices need not be there.
+    dtype: of the features.
+
+  Returns:
+    The program, a function of rows, which of them count, and centroids; and to how many rows and
+    centroids it is filled up.
+  """
+  n, many = padded(rows, mesh), padded_centroids(k, mesh.size)
+
+  def iteration(x, valid, c):
+    chunk = Chunk(x, valid, 0, rows)
+    cluster = nearest(chunk, Centroids(c, k), mesh).cluster
+    return _means(sums(chunk, cluster, k, mesh), c)
+
+  sharding = NamedSharding(mesh, SHARDED)
+  shapes = [((n, dim), dtype), ((n,), jnp.bool_), ((many, dim), jnp.float32)]
+  arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes]
+  return jax.jit(iteration, donate_argnums=2).lower(*arguments).compile(), (n, many)

@@ -62,11 +62,12 @@ class Centroids(NamedTuple):
 def place_centroids(array: np.ndarray, mesh: Mesh) -> Centroids:
   """Puts centroids [k, d] on the devices, in whole blocks on each."""
   array = np.asarray(array, np.float32)
-  fill = _padded(len(array), mesh.size) - len(array)
+  fill = padded_centroids(len(array), mesh.size) - len(array)
   return Centroids(put(np.pad(array, ((0, fill), (0, 0))), mesh), len(array))
 
 
-def _padded(k: int, devices: int) -> int:
+def padded_centroids(k: int, devices: int) -> int:
+  """To how many k centroids are filled up: whole blocks on every device."""
   of_device = -(-k // devices)
   block = min(CENTROID_BLOCK, of_device)
   return -(-of_device // block) * block * devices
@@ -153,7 +154,7 @@ def sums(chunk: Chunk, cluster: jax.Array, k: int, mesh: Mesh) -> Sums:
 
 @functools.cache
 def _sums(mesh: Mesh, k: int, block: int):
-  body = functools.partial(sums_body, k=_padded(k, mesh.size), block=block)
+  body = functools.partial(sums_body, k=padded_centroids(k, mesh.size), block=block)
   return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=P(AXIS),
                                out_specs=Sums(P(AXIS), P(AXIS))))
 

@@ -97,12 +97,12 @@ def place(array: np.ndarray, mesh: Mesh, start: int = 0, capacity: int | None = 
   @functools.cache
   def part(begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
     rows = np.asarray(array[begin:end])
-    if rows.dtype.itemsize > 4 or rows.dtype.kind in "iub":
-      rows = rows.astype(np.float32)
-    valid = is_finite(rows)
-    fill = end - begin - len(rows)
-    return (np.pad(np.where(valid[:, None], rows, 0), ((0, fill), (0, 0))),
-            np.pad(valid, (0, fill)))
+    x = np.zeros((end - begin, rows.shape[1]), _dtype(rows.dtype))
+    valid = np.zeros(len(x), bool)
+    x[:len(rows)] = rows
+    valid[:len(rows)] = is_finite(rows)
+    x[~valid] = 0
+    return x, valid
 
   def of_device(which: int, index: tuple[slice, ...]) -> np.ndarray:
     return part(*index[0].indices(total)[:2])[which]
@@ -113,11 +113,18 @@ def place(array: np.ndarray, mesh: Mesh, start: int = 0, capacity: int | None = 
   return Chunk(x, valid, start, len(array))
 
 
+def _dtype(dtype: np.dtype) -> np.dtype:
+  return np.dtype(np.float32) if dtype.itemsize > 4 or dtype.kind in "iub" else dtype
+
+
 def is_finite(array: np.ndarray) -> np.ndarray:
   """Which rows of [n, d] are finite, also once they are float32: bool [n]."""
-  with np.errstate(over="ignore"):
-    narrow = array.astype(np.float32) if array.dtype.itemsize > 4 else array
-  return np.isfinite(narrow).all(1)
+  good = np.empty(len(array), bool)
+  for i in range(0, len(array), 2**14):  # no copy of everything
+    with np.errstate(over="ignore"):
+      block = array[i:i + 2**14].astype(_dtype(array.dtype), copy=False)
+    good[i:i + 2**14] = np.isfinite(block).all(1)
+  return good
 
 
 def put(array: np.ndarray, mesh: Mesh, spec: P = SHARDED) -> jax.Array:
