@@ -4,8 +4,8 @@ and what a pod would hold and send.
   python benchmarks/curation.py --out=curation.jsonl [--scale=1.0] [--only=TABLE,TABLE]
 
 measures what the file does not hold yet, each figure in a process of its own, and prints the
-tables (compare, rows, clusters, aot). `--scale=0.01` takes a hundredth of the rows, to try it. Needs `pip install faiss-cpu
-scikit-learn`, for the pod `pip install -e .[tpu]`, and 16 GB of memory.
+tables: compare, rows, clusters, aot. `--scale=0.01` takes a hundredth of the rows, to try it. Needs
+`pip install faiss-cpu scikit-learn`, for the pod `pip install -e .[tpu]`, and 16 GB of memory.
 """
 
 import argparse

@@ -69,8 +69,11 @@ def place_centroids(array: np.ndarray, mesh: Mesh) -> Centroids:
 def padded_centroids(k: int, devices: int) -> int:
   """To how many k centroids are filled up: whole blocks on every device."""
   of_device = -(-k // devices)
-  block = min(CENTROID_BLOCK, of_device)
-  return -(-of_device // block) * block * devices
+  blocks = -(-of_device // CENTROID_BLOCK)
+  block = -(-of_device // blocks)
+  if blocks > 1:
+    block = -(-block // 8) * 8  # the rows of a tile of float32 on a TPU
+  return block * blocks * devices
 
 
 def nearest(chunk: Chunk, centroids: Centroids, mesh: Mesh) -> Nearest:
@@ -94,7 +97,7 @@ def nearest_body(x, valid, c, *, k: int, devices: int, block: int) -> Nearest:
   """`nearest` on one device: its rows x [n, d] and valid [n], its centroids c [k' / devices, d]."""
   n, own = len(x), len(c)
   block = next(b for b in range(min(block, n), 0, -1) if n % b == 0)
-  column = min(CENTROID_BLOCK, own)
+  column = own // -(-own // CENTROID_BLOCK)
   blocks = x.reshape(n // block, block, -1)
   me = lax.axis_index(AXIS)
   varying = lambda value: lax.pcast(value, AXIS, to="varying")
@@ -154,12 +157,13 @@ def sums(chunk: Chunk, cluster: jax.Array, k: int, mesh: Mesh) -> Sums:
 
 @functools.cache
 def _sums(mesh: Mesh, k: int, block: int):
-  body = functools.partial(sums_body, k=padded_centroids(k, mesh.size), block=block)
+  body = functools.partial(sums_body, k=padded_centroids(k, mesh.size), devices=mesh.size,
+                           block=block)
   return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=P(AXIS),
                                out_specs=Sums(P(AXIS), P(AXIS))))
 
 
-def sums_body(x, cluster, *, k: int, block: int) -> Sums:
+def sums_body(x, cluster, *, k: int, devices: int, block: int) -> Sums:
   """`sums` on one device, for k filled up.
 
   A block of rows is summed before it is added, which keeps float32 precise. Sums that are large
@@ -169,7 +173,15 @@ def sums_body(x, cluster, *, k: int, block: int) -> Sums:
   block = next(b for b in range(min(block, n), 0, -1) if n % b == 0)
   bucket = jnp.where(cluster < 0, k, cluster).reshape(-1, block)
   columns = dim if 4 * k * dim <= SUM_BYTES else max(SUM_BYTES // (4 * k) // 128 * 128, 128)
-  send = lambda value: lax.psum_scatter(value, AXIS, scatter_dimension=0, tiled=True)
+
+  def send(value):
+    """The sum over devices, to each of them its own part.
+
+    A reduce-scatter would say the same, but compilers make of it an all-reduce, which sends twice
+    as much, and add in an order of their choice.
+    """
+    parts = value.reshape(devices, k // devices, *value.shape[1:])
+    return lax.all_to_all(parts, AXIS, 0, 0).sum(0)
 
   def total(part):
     def add(total, rows):

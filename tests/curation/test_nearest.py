@@ -22,7 +22,7 @@ def test_blocks_and_devices_do_not_matter(mesh, monkeypatch):
   rng = np.random.default_rng(0)
   x, c = rng.normal(size=(1000, 12)), rng.normal(size=(77, 12))
   exact = np.square(x[:, None] - c).sum(-1)
-  for block in (5, 64, 2048):
+  for block in (8, 40, 2048):
     monkeypatch.setattr(module, "CENTROID_BLOCK", block)
     module._nearest.cache_clear()
     found = nearest(place(x, mesh), place_centroids(c, mesh), mesh)
@@ -65,3 +65,11 @@ def test_sums(mesh, monkeypatch):
       np.testing.assert_allclose(found.total[i], x[cluster == i].sum(0), atol=1e-4)
     np.testing.assert_array_equal(found.count[:13], np.bincount(cluster[cluster >= 0]))
   module._sums.cache_clear()
+
+
+def test_centroids_fill_whole_blocks(monkeypatch):
+  for k, devices in [(1, 1), (5, 8), (1000, 1), (2049, 1), (8_000_000, 256), (100_000, 7)]:
+    own = module.padded_centroids(k, devices) // devices
+    blocks = -(-own // module.CENTROID_BLOCK)
+    assert own * devices >= k and own % blocks == 0
+    assert own * devices <= k + devices * 8 * blocks
