@@ -19,6 +19,7 @@ if __name__ == "__main__":
   signals.exit_at_once("interrupted; the same command goes on from here")
 
 import argparse
+import contextlib
 import logging
 import os
 import pathlib
@@ -139,10 +140,20 @@ def parser() -> argparse.ArgumentParser:
   return main
 
 
+def alone(at: pathlib.Path) -> contextlib.AbstractContextManager:
+  """Keeps a second command out of a result, as long as the first is at it."""
+  import jax
+
+  from dinov3_jax.data.lock import FolderLock
+  return contextlib.nullcontext() if jax.process_index() else FolderLock(at, "curate")
+
+
 def embed(args) -> str:
+  """Runs `embed`; returns what to print."""
   import jax
   from jax.sharding import AxisType
 
+  from dinov3_jax.curation import disk, results
   from dinov3_jax.curation.embed import embed
   from dinov3_jax.curation.progress import bar
   from dinov3_jax.curation.results import FEATURES
@@ -155,9 +166,11 @@ def embed(args) -> str:
     (len(devices), 1, 1), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
   source = open_source(args.source, args.split)
   model, prepare = open_model(args.weights, args.model, args.size, args.dtype, mesh)
-  with bar() as report:
-    store = embed(source, args.dir / FEATURES, model, prepare, spec=args.source, split=args.split,
+  at = args.dir / FEATURES
+  with alone(at), bar() as report:
+    store = embed(source, at, model, prepare, spec=args.source, split=args.split,
                   batch_size=args.batch_size, shard_items=args.shard, mesh=mesh, report=report)
+    disk.write_text(at / "command.txt", results.command() + "\n")
   damaged = store.damaged()
   for name, reason in damaged.items():
     logging.getLogger(__name__).warning("left out: %s: %s", name, reason)
@@ -167,13 +180,15 @@ def embed(args) -> str:
 
 def run(args) -> str:
   """Runs any step but `embed`; returns what to print."""
-  from dinov3_jax.curation import steps
+  from dinov3_jax.curation import results, steps
   from dinov3_jax.curation.hierarchy import Settings
   from dinov3_jax.curation.progress import bar
   from dinov3_jax.curation.report import write_report
   from dinov3_jax.curation.rows import make_mesh
-  at = args.dir / args.name if args.step != "look" else args.dir
-  with bar(args.step not in ("sample", "mix")) as report:
+  results.open_store(args.dir)
+  results.check_name(args.name)
+  at = args.dir / args.name
+  with alone(at), bar(args.step not in ("sample", "mix")) as report:
     if args.step == "cluster":
       r = steps.cluster(args.dir, [
         Settings(k, args.rounds, args.keep, args.strategy, args.iterations, parts)

@@ -78,6 +78,7 @@ def test_all_steps(images, monkeypatch, capsys):
   names = pathlib.Path("c/retrieved/names.txt").read_text().splitlines()
   assert sum(name.startswith("b/") for name in names) >= 12
   report = pathlib.Path("c/report.md").read_text()
+  assert "\npython -m dinov3_jax.curate embed pool --dir c --weights random" in report
   for step in ("dedup", "cluster", "sample", "retrieve", "mix"):
     assert f"({step})" in report
   # Once more with other settings would mix two results up.
@@ -95,6 +96,17 @@ def test_errors_are_one_line(images, monkeypatch, capsys, arguments, message):
   assert command(monkeypatch, *arguments) == 1
   error = capsys.readouterr().err.strip().splitlines()[-1]
   assert error.startswith("error: ") and message in error
+
+
+def test_two_commands_at_one_result(images, monkeypatch, capsys):
+  from dinov3_jax.data.lock import FolderLock
+  assert command(monkeypatch, "embed", "set", "--dir", "c", *MODEL) == 0
+  with FolderLock("c/clusters", "curate"):
+    assert command(monkeypatch, "cluster", "--dir", "c", "--levels", "2") == 1
+  assert "error: c/clusters is in use" in capsys.readouterr().err
+  assert command(monkeypatch, "cluster", "--dir", "c", "--levels", "2", "--name", "../x") == 1
+  assert "cannot name a result" in capsys.readouterr().err
+  assert not pathlib.Path("x").exists()
 
 
 def test_a_part_that_is_nothing(images, monkeypatch, capsys):

@@ -95,7 +95,7 @@ class Folder:
   """What a step has done so far, part by part; the same step again makes only what is missing.
 
   Args:
-    path: of the folder; None keeps nothing, for use without a disk.
+    path: of the folder; None keeps parts in memory, for use without a disk.
     job: what decides the results, as JSON; a folder of another job is refused.
 
   Raises:
@@ -104,6 +104,7 @@ class Folder:
 
   def __init__(self, path: pathlib.Path | None, job: dict[str, Any] | None = None):
     self.path = path
+    self._memory: dict[str, np.ndarray] = {}
     if path is None:
       return
     note = path / "job.json"
@@ -124,7 +125,7 @@ class Folder:
     """Whether a part is done and whole; one that is cut is named in the log, and counts as missing.
     """
     if self.path is None:
-      return False
+      return name in self._memory
     good, file = False, self.path / f"{name}.npy"
     if jax.process_index() == 0 and file.exists():
       try:
@@ -135,14 +136,17 @@ class Folder:
 
   def array(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     """A part: read where it is done and whole, made and kept where not."""
+    if self.path is None:
+      if name not in self._memory:
+        self._memory[name] = make()
+      return self._memory[name]
+    file = self.path / f"{name}.npy"
     if self.has(name):
-      return read_array(self.path / f"{name}.npy")
+      return read_array(file)
     array = make()
-    if self.path is not None:
-      file = self.path / f"{name}.npy"
-      if jax.process_index() == 0:
-        file.parent.mkdir(parents=True, exist_ok=True)
-      write_array(file, array)
+    if jax.process_index() == 0:
+      file.parent.mkdir(parents=True, exist_ok=True)
+    write_array(file, array)
     return array
 
   def saver(self, name: str) -> Callable[[Callable[[], dict[str, np.ndarray]]], None]:
@@ -179,6 +183,8 @@ class Folder:
   def drop(self, name: str) -> None:
     """Deletes parts that nothing needs any more: NAME.npy, NAME.npz, or the folder NAME."""
     if self.path is None:
+      for key in [key for key in self._memory if key == name or key.startswith(f"{name}/")]:
+        del self._memory[key]
       return
     wait()  # for all to have read them
     if jax.process_index() == 0:

@@ -69,24 +69,25 @@ def seeds(points: Points, k: int, rng: np.random.Generator, *, limit: int = SEED
   return valid[seeding.plus_plus(chunk, first, uniforms, points.mesh, done=done, watch=watch)[0]]
 
 
-def assign_chunks(points: Points, centroids: np.ndarray, start: int = 0) -> Iterator[Assignment]:
-  """The nearest centroids, chunk by chunk from chunk `start` on."""
+def assign_chunks(points: Points, centroids: np.ndarray, start: int = 0, cosine: bool = False
+                  ) -> Iterator[Assignment]:
+  """The nearest centroids, chunk by chunk from chunk `start` on; `cosine` as for `lloyd`."""
   placed = place_centroids(centroids, points.mesh)
   for chunk in points.chunks(start):
-    found = nearest(chunk, placed, points.mesh)
+    found = nearest(chunk, placed, points.mesh, cosine)
     yield Assignment(*(fetch(value)[:chunk.rows] for value in found))
 
 
-def assign(points: Points, centroids: np.ndarray) -> Assignment:
-  """The nearest centroid of every row, the lowest of those at a tie."""
-  parts = list(assign_chunks(points, centroids))
+def assign(points: Points, centroids: np.ndarray, cosine: bool = False) -> Assignment:
+  """The nearest centroid of every row, the lowest of those at a tie; `cosine` as for `lloyd`."""
+  parts = list(assign_chunks(points, centroids, cosine=cosine))
   return Assignment(*(np.concatenate([getattr(part, name) for part in parts])
                       for name in ("cluster", "distance")))
 
 
 def lloyd(points: Points, centroids: np.ndarray, iterations: int = ITERATIONS, *,
-          done: int = 0, watch: Callable[[int, Callable[[], np.ndarray]], None] | None = None
-          ) -> np.ndarray:
+          cosine: bool = False, done: int = 0,
+          watch: Callable[[int, Callable[[], np.ndarray]], None] | None = None) -> np.ndarray:
   """Moves centroids to the means of their rows, again and again.
 
   A cluster without rows keeps its centroid. An iteration that changes no centroid ends it: all
@@ -96,6 +97,8 @@ def lloyd(points: Points, centroids: np.ndarray, iterations: int = ITERATIONS, *
     points: the rows.
     centroids: [k, d], where to begin.
     iterations: at most so many.
+    cosine: by the distance 2 - 2 x.c of rows of length 1; means stay as they are, and are not
+      brought to length 1.
     done: iterations that led to `centroids`, when this goes on where another call was stopped.
     watch: called after each iteration with how many are done and a function that gives the
       centroids.
@@ -105,7 +108,7 @@ def lloyd(points: Points, centroids: np.ndarray, iterations: int = ITERATIONS, *
   """
   placed = place_centroids(centroids, points.mesh)
   for i in range(done, iterations):
-    moved = _update(placed, points)
+    moved = _update(placed, points, cosine)
     same = bool(_equal(placed.c, moved.c))
     placed = moved
     if watch:
@@ -115,11 +118,11 @@ def lloyd(points: Points, centroids: np.ndarray, iterations: int = ITERATIONS, *
   return fetch(placed.c)[:placed.k]
 
 
-def _update(centroids: Centroids, points: Points) -> Centroids:
+def _update(centroids: Centroids, points: Points, cosine: bool) -> Centroids:
   """The means of the rows that are nearest to each centroid."""
   total = None
   for chunk in points.chunks():
-    cluster = nearest(chunk, centroids, points.mesh).cluster
+    cluster = nearest(chunk, centroids, points.mesh, cosine).cluster
     part = sums(chunk, cluster, centroids.k, points.mesh)
     total = part if total is None else _add(total, part)
   return Centroids(_means(total, centroids.c), centroids.k)
@@ -139,6 +142,36 @@ def _means(total: Sums, before: jax.Array) -> jax.Array:
 @jax.jit
 def _equal(a: jax.Array, b: jax.Array) -> jax.Array:
   return (a == b).all()
+
+
+def fit(points: Points, k: int, *, iterations: int = ITERATIONS, restarts: int = 1, seed: int = 0
+        ) -> tuple[np.ndarray, Assignment]:
+  """k-means: seeds by greedy k-means++, then Lloyd's iterations.
+
+  Args:
+    points: the rows.
+    k: clusters, cut to the rows that count.
+    iterations: of each run.
+    restarts: runs, of which the one of the least `potential` counts, the first at a tie.
+    seed: of what is random.
+
+  Returns:
+    float32 [k, d], and the clusters of the rows.
+
+  Raises:
+    ValueError: as `seeds`; no restarts.
+  """
+  if restarts < 1:
+    raise ValueError(f"restarts must be positive, not {restarts}")
+  best = None
+  for run in range(restarts):
+    start = points.take(seeds(points, k, np.random.default_rng([seed, run])))
+    centroids = lloyd(points, start, iterations)
+    assigned = assign(points, centroids)
+    left = potential(points, assigned.cluster, len(centroids)) if restarts > 1 else 0
+    if best is None or left < best[0]:
+      best = left, centroids, assigned
+  return best[1:]
 
 
 def potential(points: Points, cluster: np.ndarray, k: int) -> float:

@@ -157,9 +157,8 @@ def _selection_sheets(folder, key, result, pictures: Callable, level, rng):
 
 def _duplicate_sheets(folder, key, result, pictures: Callable, level, rng):
   kept = disk.read_array(folder / key / "kept_for.npy")
-  store_rows = result["job"]["of"]
-  rows = (np.arange(len(kept)) if store_rows is None else
-          np.unique(results.read_rows(folder, store_rows)))
+  of = result["job"]["of"]
+  rows = np.arange(len(kept)) if of is None else np.unique(results.read_rows(folder, of["name"]))
   first, count = np.unique(kept, return_counts=True)
   several = first[count > 1]
   size = count[count > 1]

@@ -76,24 +76,31 @@ def padded_centroids(k: int, devices: int) -> int:
   return block * blocks * devices
 
 
-def nearest(chunk: Chunk, centroids: Centroids, mesh: Mesh) -> Nearest:
-  """The nearest centroid of each row by Euclidean distance, the lowest of those at a tie.
+def nearest(chunk: Chunk, centroids: Centroids, mesh: Mesh, cosine: bool = False) -> Nearest:
+  """The nearest centroid of each row, the lowest of those at a tie.
 
   Distances are compared as `|c|^2 - 2 x.c` in float32 and as such never clipped. Where all of it is
   exact, as on small integers, so are ties.
+
+  Args:
+    chunk: the rows.
+    centroids: see `place_centroids`.
+    mesh: of both.
+    cosine: the distance is 2 - 2 x.c, for rows of length 1, and not the squared Euclidean one.
+      Centroids count as they are: the shorter ones, of rows that differ more, are farther away.
   """
-  return _nearest(mesh, centroids.k, row_block(len(chunk.x), mesh))(
+  return _nearest(mesh, centroids.k, row_block(len(chunk.x), mesh), cosine)(
     chunk.x, chunk.valid, centroids.c)
 
 
 @functools.cache
-def _nearest(mesh: Mesh, k: int, block: int):
-  body = functools.partial(nearest_body, k=k, devices=mesh.size, block=block)
+def _nearest(mesh: Mesh, k: int, block: int, cosine: bool):
+  body = functools.partial(nearest_body, k=k, devices=mesh.size, block=block, cosine=cosine)
   return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=P(AXIS), out_specs=Nearest(P(AXIS),
                                                                                   P(AXIS))))
 
 
-def nearest_body(x, valid, c, *, k: int, devices: int, block: int) -> Nearest:
+def nearest_body(x, valid, c, *, k: int, devices: int, block: int, cosine: bool) -> Nearest:
   """`nearest` on one device: its rows x [n, d] and valid [n], its centroids c [k' / devices, d]."""
   n, own = len(x), len(c)
   block = next(b for b in range(min(block, n), 0, -1) if n % b == 0)
@@ -108,7 +115,7 @@ def nearest_body(x, valid, c, *, k: int, devices: int, block: int) -> Nearest:
     """The best of `best` and the centroids `c`, whose numbers begin at `first`."""
     parts = c.reshape(own // column, column, -1)
     number = jnp.arange(own, dtype=jnp.int32).reshape(-1, column)
-    length = jnp.where(first + number < k, jnp.square(parts).sum(-1), np.inf)
+    length = jnp.where(first + number < k, 0 if cosine else jnp.square(parts).sum(-1), np.inf)
 
     def row_block_(_, arguments):
       rows, best = arguments
@@ -124,9 +131,10 @@ def nearest_body(x, valid, c, *, k: int, devices: int, block: int) -> Nearest:
 
       none = varying(jnp.full(block, np.inf)), varying(jnp.full(block, NONE, jnp.int32))
       (least, index), _ = lax.scan(centroid_block, none, (parts, length, number))
-      difference = rows - c[jnp.minimum(index, own - 1)]
+      of = c[jnp.minimum(index, own - 1)]
+      distance = 2 - 2 * (rows * of).sum(-1) if cosine else jnp.square(rows - of).sum(-1)
       index = jnp.where(index == NONE, NONE, first + index)
-      return None, closer(best, (least, index, jnp.square(difference).sum(-1)))
+      return None, closer(best, (least, index, distance))
 
     return lax.scan(row_block_, None, (blocks, best))[1]
 

@@ -19,13 +19,14 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
   lines = ["# Curation", "", f"{store.rows:,} images of {store.notes['source']} "
            f"({store.notes['split']}), {store.dim} features each; {damaged:,} images could not be "
            f"read, {bad:,} have features that are not finite."]
-  commands = []
+  made = store.folder / "command.txt"
+  commands = [made.read_text().strip()] if made.exists() else []
   for name, result in results.all_results(folder).items():
     step = result["job"]["step"]
     if step in _SECTIONS:
       lines += ["", f"## {name} ({step})", "", *_SECTIONS[step](result)]
-    commands.append(result.get("command", ""))
-  lines += ["", "## Commands", "", "```bash", *filter(None, commands), "```", ""]
+    commands.append(result["command"])
+  lines += ["", "## Commands", "", "```bash", *commands, "```", ""]
   disk.write_text(folder / "report.md", "\n".join(lines))
   return folder / "report.md"
 
@@ -42,7 +43,7 @@ def _cell(x: Any) -> str:
 
 
 def _cluster(r: dict) -> Iterator[str]:
-  of = f" of {r['job']['of']}" if r["job"]["of"] else ""
+  of = f" of {r['job']['of']['name']}" if r["job"]["of"] else ""
   yield f"{r['clustered']:,} images{of}, {r['not_finite']:,} left out as they are not finite."
   yield ""
   yield from _table(
@@ -53,9 +54,9 @@ def _cluster(r: dict) -> Iterator[str]:
 
 def _sample(r: dict) -> Iterator[str]:
   job = r["job"]
-  yield (f"{r['rows']:,} images ({r['different']:,} different) of {job['clusters']}, for a target "
-         f"of {r['target']:,}; {job['strategy']} ones of a cluster, each {job['multiplier']:,} "
-         "times at most.")
+  yield (f"{r['rows']:,} images ({r['different']:,} different) of {job['clusters']['name']}, for a "
+         f"target of {r['target']:,}; {job['strategy']} ones of a cluster, each "
+         f"{job['multiplier']:,} times at most.")
   yield ""
   yield from _table(
     ["level", "clusters", "entropy before", "after", "evenness before", "after", "least", "most",
@@ -75,7 +76,7 @@ def _dedup(r: dict) -> Iterator[str]:
 
 def _retrieve(r: dict) -> Iterator[str]:
   job = r["job"]
-  how = f"{job['k']:,} neighbours each" if job["k"] else f"clusters of {job['clusters']}"
+  how = f"{job['k']:,} neighbours each" if job["k"] else f"clusters of {job['clusters']['name']}"
   yield f"{r['rows']:,} images ({r['different']:,} different) for a set of {r['set']:,}, {how}."
 
 

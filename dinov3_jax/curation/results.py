@@ -38,15 +38,20 @@ def open_store(folder: pathlib.Path) -> Store:
   return store
 
 
+def check_name(name: str) -> None:
+  """Raises a ValueError for what cannot be the folder of a result."""
+  if not re.fullmatch(r"[\w.-]+", name) or name in (FEATURES, ".", ".."):
+    raise ValueError(f"{name!r} cannot name a result: take letters, digits, - and _, and not "
+                     f"{FEATURES!r}")
+
+
 def begin(folder: pathlib.Path, name: str, step: str, job: dict[str, Any]) -> Folder:
   """The folder of a step.
 
   Raises:
     ValueError: a name that is no folder's, or that has the work of another job.
   """
-  if not re.fullmatch(r"[\w.-]+", name) or name in (FEATURES, ".", ".."):
-    raise ValueError(f"{name!r} cannot name a result: take letters, digits, - and _, and not "
-                     f"{FEATURES!r}")
+  check_name(name)
   return Folder(folder / name, dict(step=step, **job))
 
 
@@ -63,7 +68,7 @@ def finish(work: Folder, summary: dict[str, Any], store: Store | None = None,
     disk.write_array(work.path / "rows.npy", rows)
     disk.write(work.path / "names.txt", lambda file: _write_names(file, store, rows))
     summary = dict(rows=len(rows), **summary)
-  disk.write_json(work.path / "result.json", dict(summary, command=_command()))
+  disk.write_json(work.path / "result.json", dict(summary, command=command()))
   return summary
 
 
@@ -73,7 +78,8 @@ def _write_names(file, store: Store, rows: np.ndarray) -> None:
     file.write(text.encode(errors="surrogateescape"))
 
 
-def _command() -> str:
+def command() -> str:
+  """The command line of this process."""
   program = pathlib.Path(sys.argv[0])
   start = "python -m dinov3_jax.curate" if program.stem == "curate" else program.name
   return " ".join([start, *sys.argv[1:]])
@@ -90,6 +96,15 @@ def read_result(folder: pathlib.Path, name: str) -> dict[str, Any]:
     raise ValueError(f"{folder / name} has no result: run the step of this name first")
   return dict(json.loads(file.read_text()),
               job=json.loads((folder / name / "job.json").read_text()))
+
+
+def origin(folder: pathlib.Path, name: str | None) -> dict[str, Any] | None:
+  """A result that another is made of, and all that it was made of, for the job of the other.
+
+  Raises:
+    ValueError: the step has not ended.
+  """
+  return name and dict(name=name, job=read_result(folder, name)["job"])
 
 
 def read_rows(folder: pathlib.Path, name: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from dinov3_jax.curation.mixture import Part
 from dinov3_jax.curation.progress import Report, part, silent
 from dinov3_jax.curation.sampling import sample as draw
 from dinov3_jax.curation.store import StorePoints
-from dinov3_jax.curation.tree import entropy, evenness
+from dinov3_jax.curation.tree import Level, entropy, evenness
 
 
 def cluster(folder: pathlib.Path, levels: Sequence[Settings], mesh: Mesh, *,
@@ -43,7 +43,7 @@ def cluster(folder: pathlib.Path, levels: Sequence[Settings], mesh: Mesh, *,
   rows = None if of is None else np.unique(results.read_rows(folder, of))
   points = StorePoints(store, mesh, rows)
   work = results.begin(folder, name, "cluster", dict(
-    features=store.fingerprint, of=of, rows=points.rows, seed=seed,
+    features=store.fingerprint, of=results.origin(folder, of), seed=seed,
     levels=[vars(level) for level in levels]))
   found = hierarchy(points, levels, seed=seed, folder=work, report=report)
   tree = results.write_tree(work, found, rows)
@@ -68,9 +68,8 @@ def sample(folder: pathlib.Path, target: int, *, name: str = "sample", clusters:
   tree, _ = results.read_tree(folder, clusters)
   found = draw(tree, target, multiplier=multiplier, strategy=strategy, seed=seed)
   work = results.begin(folder, name, "sample", dict(
-    features=store.fingerprint, clusters=clusters,
-    of=results.read_result(folder, clusters)["job"], target=target, multiplier=multiplier,
-    strategy=strategy, seed=seed))
+    features=store.fingerprint, clusters=results.origin(folder, clusters), target=target,
+    multiplier=multiplier, strategy=strategy, seed=seed))
   return results.finish(work, dict(
     different=len(np.unique(found.rows)), target=target, levels=[
       dict(clusters=len(given), before=entropy(sizes), after=entropy(given),
@@ -80,21 +79,33 @@ def sample(folder: pathlib.Path, target: int, *, name: str = "sample", clusters:
       for sizes, given in zip(tree.flat_sizes, found.given)]), store, found.rows)
 
 
-def _cells(folder: pathlib.Path, clusters: str | None, probes: int, rows: np.ndarray | None = None
-           ) -> Cells | None:
-  """The lowest level of a clustering to look into; of some rows, by their place among these."""
+def _cells(folder: pathlib.Path, clusters: str | None, probes: int) -> Cells | None:
+  """The lowest level of a clustering to look into."""
   if clusters is None:
     return None
   tree, centroids = results.read_tree(folder, clusters)
-  level = tree.levels[0]
-  if rows is not None:
-    place = np.full(int(max(level.ids.max(initial=-1), rows.max(initial=-1))) + 1, -1)
-    place[rows] = np.arange(len(rows))
-    own = np.repeat(np.arange(len(level.sizes)), level.sizes)
-    ids = place[level.ids]
-    sizes = np.bincount(own[ids >= 0], minlength=len(level.sizes))
-    level = type(level)(ids[ids >= 0], np.concatenate([[0], np.cumsum(sizes)]))
-  return Cells(centroids[0], level, probes)
+  return Cells(centroids[0], tree.levels[0], probes)
+
+
+def _cells_of(cells: Cells | None, rows: np.ndarray, finite: np.ndarray) -> Cells | None:
+  """Cells of some rows alone, which get the numbers of their places among these.
+
+  Raises:
+    ValueError: a row that is finite is in no cell, and so nothing would find it.
+  """
+  if cells is None:
+    return None
+  level = cells.level
+  place = np.full(int(max(level.ids.max(initial=-1), rows.max(initial=-1))) + 1, -1)
+  place[rows] = np.arange(len(rows))
+  ids = place[level.ids]
+  if np.count_nonzero(ids >= 0) < np.count_nonzero(finite):
+    raise ValueError("the clustering is of a part of the images alone: make one of all that are to "
+                     "be looked at")
+  own = np.repeat(np.arange(len(level.sizes)), level.sizes)
+  sizes = np.bincount(own[ids >= 0], minlength=len(level.sizes))
+  return Cells(cells.centroids, Level(ids[ids >= 0], np.concatenate([[0], np.cumsum(sizes)])),
+               cells.probes)
 
 
 def dedup(folder: pathlib.Path, mesh: Mesh, *, name: str = "unique", of: str | None = None,
@@ -126,19 +137,22 @@ def dedup(folder: pathlib.Path, mesh: Mesh, *, name: str = "unique", of: str | N
   rows = None if of is None else np.unique(results.read_rows(folder, of))
   points = StorePoints(store, mesh, rows)
   numbers = np.arange(points.rows) if rows is None else rows
+  cells = _cells(folder, clusters, probes)
+  here_cells = _cells_of(cells, numbers, points.finite())
   sets = {path.name: results.open_store(path) for path in against}
   if len(sets) < len(against):
     raise ValueError("two folders of evaluations have one name: rename one")
   for path in against:
     _same_model(store, results.open_store(path), path)
   work = results.begin(folder, name, "dedup", dict(
-    features=store.fingerprint, of=of, rows=points.rows, threshold=threshold, neighbours=k,
+    features=store.fingerprint, of=results.origin(folder, of), threshold=threshold, neighbours=k,
     against={key: other.fingerprint for key, other in sets.items()},
-    against_threshold=against_threshold, clusters=clusters, probes=probes, recall=recall))
+    against_threshold=against_threshold, clusters=results.origin(folder, clusters),
+    probes=probes, recall=recall))
   look = dict(k=k, recall=recall)
   share = 1 / (1 + 2 * len(sets))
   kept, _ = duplicates.deduplicate(points, threshold, folder=work, report=part(report, 0, share),
-                                   cells=_cells(folder, clusters, probes, rows), **look)
+                                   cells=here_cells, **look)
   work.array("kept_for", lambda: numbers[kept])
   left = numbers[np.unique(kept)]
   groups = np.bincount(kept, minlength=points.rows)
@@ -149,7 +163,7 @@ def dedup(folder: pathlib.Path, mesh: Mesh, *, name: str = "unique", of: str | N
     inside = results.begin(work.path, f"against-{key}", "against", dict(rows=len(left)))
     found = duplicates.leaks(
       here, StorePoints(other, mesh), against_threshold, folder=inside,
-      cells=_cells(folder, clusters, probes, left),
+      cells=_cells_of(cells, left, here.finite()),
       report=part(report, share * (1 + 2 * i), share * (3 + 2 * i)), **look)
     _write_dropped(work.path / f"dropped-{key}.txt", store, left[found.rows], other, found)
     summary["against"][key] = len(found.rows)
@@ -198,8 +212,9 @@ def retrieve(folder: pathlib.Path, seeds: pathlib.Path, mesh: Mesh, *, name: str
     raise ValueError("whole clusters need a clustering: give one, or a number of neighbours")
   points, queries = StorePoints(store, mesh), StorePoints(other, mesh)
   work = results.begin(folder, name, "retrieve", dict(
-    features=store.fingerprint, seeds=other.fingerprint, k=k, clusters=clusters, probes=probes,
-    recall=recall, least=least, per_cluster=per_cluster, limit=limit, seed=seed))
+    features=store.fingerprint, seeds=other.fingerprint, k=k, probes=probes, recall=recall,
+    clusters=results.origin(folder, clusters), least=least, per_cluster=per_cluster, limit=limit,
+    seed=seed))
   if k is None:
     tree, centroids = results.read_tree(folder, clusters)
     rows = retrieval.cluster_rows(queries, centroids[0], tree.levels[0], least=least,

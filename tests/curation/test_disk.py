@@ -74,7 +74,10 @@ def test_the_middle_of_a_part(tmp_path, monkeypatch, caplog):
 
 def test_without_a_disk():
   folder = Folder(None)
-  assert folder.array("x", lambda: np.ones(1)).tolist() == [1]
-  assert not folder.has("x") and folder.middle("x") is None
+  assert folder.array("x/1", lambda: np.ones(1)).tolist() == [1]
+  assert folder.has("x/1") and not folder.has("x")
+  assert folder.array("x/1", lambda: pytest.fail("is there")).tolist() == [1]
+  assert folder.middle("x/1") is None
   folder.saver("x")(lambda: pytest.fail("nothing is kept"))
   folder.drop("x")
+  assert not folder.has("x/1")

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from dinov3_jax.curation import kmeans
-from dinov3_jax.curation.rows import ArrayPoints
+from dinov3_jax.curation.nearest import place_centroids
+from dinov3_jax.curation.rows import ArrayPoints, place
 
 
 @pytest.mark.parametrize("suffix", ["", "_f32"])
@@ -17,12 +18,26 @@ def test_every_iteration_agrees_with_the_recording(record, inputs, mesh, suffix)
     np.testing.assert_array_equal(kmeans.assign(points, centroids).cluster, assigned)
 
 
+def test_recorded_cosines(record, inputs, mesh):
+  """Of rows of length 1, by 2 - 2 x.c, with means that are not brought to length 1."""
+  g = record("lloyd")
+  x = inputs.POINTS.astype(np.float64)
+  points = ArrayPoints((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), mesh)
+  start = points.take(g["init_indices"])
+  for i, assigned in enumerate(g["cos_assign"]):
+    centroids = kmeans.lloyd(points, start, i, cosine=True)
+    chex.assert_trees_all_close(centroids, g["cos_centroids"][i].astype(np.float32), atol=1e-5)
+    found = kmeans.assign(points, centroids, cosine=True)
+    np.testing.assert_array_equal(found.cluster, assigned)
+    x = points.take(np.arange(points.rows))
+    chex.assert_trees_all_close(found.distance, 2 - 2 * (x * centroids[assigned]).sum(1), atol=1e-5)
+
+
 def test_chunks_and_a_restart_do_not_change_the_result(inputs, single):
   whole = ArrayPoints(inputs.POOL, single)
 
   class Parts(ArrayPoints):
     def chunks(self, start=0):
-      from dinov3_jax.curation.rows import place
       for i in range(start * 700, len(inputs.POOL), 700):
         yield place(inputs.POOL[i:i + 700], single, i, 700)
 
@@ -95,3 +110,26 @@ def test_seeds_of_a_sample(inputs, single):
   assert len(set(chosen.tolist())) == 10
   few = np.sort(np.random.default_rng(0).choice(2000, 100, replace=False))
   assert set(chosen.tolist()) <= set(few.tolist())
+
+
+def test_the_best_of_several_runs(inputs, single):
+  points = ArrayPoints(inputs.POOL, single)
+  left = []
+  for restarts in (1, 6):
+    centroids, assigned = kmeans.fit(points, 30, iterations=5, restarts=restarts)
+    np.testing.assert_array_equal(kmeans.assign(points, centroids).cluster, assigned.cluster)
+    left.append(kmeans.potential(points, assigned.cluster, 30))
+  assert left[1] < left[0]
+  assert len(kmeans.fit(ArrayPoints(inputs.POOL[:4], single), 9)[0]) == 4
+  with pytest.raises(ValueError, match="restarts must be positive"):
+    kmeans.fit(points, 3, restarts=0)
+
+
+def test_an_iteration_compiled_ahead_of_time(inputs, mesh):
+  compiled, (rows, k) = kmeans.compile_iteration(600, 8, 10, mesh, np.float32)
+  chunk = place(inputs.POINTS, mesh)
+  placed = place_centroids(inputs.POINTS[:10], mesh)
+  assert (rows, k) == (len(chunk.x), len(placed.c))
+  moved = compiled(chunk.x, chunk.valid, placed.c)
+  expected = kmeans.lloyd(ArrayPoints(inputs.POINTS, mesh), inputs.POINTS[:10], 1)
+  chex.assert_trees_all_close(np.asarray(moved)[:10], expected, atol=1e-5)

@@ -144,6 +144,24 @@ def test_clusters_of_what_deduplication_left(prepared, single):
   assert all_cells["duplicates"] == 10
 
 
+def test_cells_of_a_part_would_miss_the_rest(prepared, single):
+  curation, other = prepared
+  steps.dedup(curation, single, threshold=0.99999)
+  steps.cluster(curation, LEVELS, single, name="part", of="unique")
+  with pytest.raises(ValueError, match="the clustering is of a part of the images alone"):
+    steps.dedup(curation, single, name="x", threshold=0.9, clusters="part")
+  assert steps.retrieve(curation, other, single, k=3, clusters="part", probes=20)["rows"] == 75
+
+
+def test_a_result_of_a_result_that_was_made_anew(prepared, single):
+  """Its settings are part of what is made of it, however far up."""
+  curation, _ = prepared
+  shutil.rmtree(curation / "clusters")
+  steps.cluster(curation, LEVELS, single, seed=1)
+  with pytest.raises(ValueError, match=r"sample was made with other settings \(clusters\)"):
+    steps.sample(curation, 60)
+
+
 def test_against_an_evaluation(prepared, single):
   curation, other = prepared
   r = steps.dedup(curation, single, threshold=0.99999, against=[other], against_threshold=0.99999)
