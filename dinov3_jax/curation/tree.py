@@ -90,7 +90,7 @@ class Tree:
     if not self.levels:
       raise ValueError("a tree needs at least one level of clusters")
     for number, (below, above) in enumerate(zip(self.levels, self.levels[1:]), 2):
-      if sorted(above.ids.tolist()) != list(range(len(below.sizes))):
+      if not np.array_equal(np.sort(above.ids), np.arange(len(below.sizes))):
         raise ValueError(f"level {number} must have each of the {len(below.sizes):,} clusters of "
                          "the level below once")
 
