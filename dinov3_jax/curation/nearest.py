@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from dinov3_jax.curation.rows import AXIS, Chunk, put, row_block
 
-CENTROID_BLOCK = 2048  # centroids that a block of rows is compared with at once
+CENTROID_BLOCK = 4096  # centroids that a block of rows is compared with at once
 SUM_BYTES = 4 * 2**30  # of the sums of all centroids that stand on a device before they are sent
 NONE = np.iinfo(np.int32).max
 

@@ -22,7 +22,7 @@ def test_blocks_and_devices_do_not_matter(mesh, monkeypatch):
   rng = np.random.default_rng(0)
   x, c = rng.normal(size=(1000, 12)), rng.normal(size=(77, 12))
   exact = np.square(x[:, None] - c).sum(-1)
-  for block in (8, 40, 2048):
+  for block in (8, 40, 4096):
     monkeypatch.setattr(module, "CENTROID_BLOCK", block)
     module._nearest.cache_clear()
     found = nearest(place(x, mesh), place_centroids(c, mesh), mesh)
