@@ -139,7 +139,14 @@ def get_config() -> ConfigDict:
     ),
     mesh=dict(data=-1, fsdp=1, tensor=1),  # -1: all the devices that are left
     log_every=10,
-    checkpoint=dict(every=3750, keep=3, keep_every=25_000),  # in steps
+    checkpoint=dict(
+      every=3750,  # steps
+      minutes=30.0,  # and whenever so long has passed; 0: by steps alone
+      keep=3,  # the last ones
+      keep_every=25_000,  # and those whose step is a multiple of this; 0: none
+      verify=True,  # write a checksum of every array, and hold what is read against it
+      on_error="continue",  # continue | stop: when one cannot be written, such as on a full disk
+    ),
     evals=dict(
       every=12_500,
       knn_k=20,

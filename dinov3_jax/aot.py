@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dinov3_jax.main import UsageError, fail, read
+from dinov3_jax.main import UsageError, asks_for_help, fail, read
 
 SPARE = 0.1  # of the memory, below which a step does not count as fitting
 
@@ -126,21 +126,24 @@ def compile_step(config: ConfigDict, devices: list, resolution: int = 0):
   """
   import jax
 
-  from dinov3_jax.train import compiler, loop, sharding
+  from dinov3_jax.train import compiler, sharding
   from dinov3_jax.train.collectives import bytes_by_kind, collectives, least_bytes
   from dinov3_jax.train.flops import CHIPS, step_flops
+  from dinov3_jax.train.prepare import jit_step
+  from dinov3_jax.train.settings import check_settings
+  from dinov3_jax.train.state import init_state
 
-  loop.check_settings(config)
+  check_settings(config)
   mesh = sharding.make_mesh(config, devices)
   kind = devices[0].device_kind
   if kind not in CHIPS:
     raise ValueError(f"no figures of {kind} are known: add them to CHIPS in train/flops.py")
   chip, count = CHIPS[kind], len(devices)
   batch = sharding.abstract_batch(config, mesh, resolution)
-  state = sharding.abstract_state(mesh, functools.partial(loop.init_state, config))
+  state = sharding.abstract_state(mesh, functools.partial(init_state, config))
   sharding.check_memory(state, chip.memory / chip.devices)
   began = time.perf_counter()
-  lowered = loop.jit_step(config, mesh, state).lower(state, batch)
+  lowered = jit_step(config, mesh, state).lower(state, batch)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -187,7 +190,7 @@ def describe(r: Report) -> str:
 
 def main() -> int:
   """Runs the command; returns its exit code."""
-  if "--help" in sys.argv:
+  if asks_for_help(sys.argv):
     print(__doc__)
     return 0
   try:

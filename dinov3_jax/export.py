@@ -12,6 +12,10 @@ even if it was trained in bfloat16. Hugging Face has no place for the norm that 
 of their own, which only training uses, nor for biases of keys that the model masks.
 """
 
+if __name__ == "__main__":
+  from dinov3_jax import signals
+  signals.exit_at_once()
+
 import argparse
 import json
 import os

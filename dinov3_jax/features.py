@@ -15,12 +15,14 @@ if __name__ == "__main__":
   from dinov3_jax import signals
   signals.exit_at_once()
 
+import contextlib
 import glob
+import logging
 import os
 import sys
 from collections.abc import Iterable
 
-from dinov3_jax import arguments, signals
+from dinov3_jax import arguments, console, signals
 from dinov3_jax.main import fail
 
 
@@ -72,6 +74,7 @@ def main() -> int:
   add("--batch-size", type=int, default=32, metavar="IMAGES")
   add("--store", choices=["float32", "float16"], default="float32", help="dtype of the file")
   args = parser.parse_intermixed_args()
+  console.set_up(logging.WARNING)
 
   # Not before the command line is known to be right: it takes seconds.
   import jax
@@ -81,6 +84,7 @@ def main() -> int:
   from dinov3_jax.data.walk import printable
   from dinov3_jax.evals.backbone import open_model
   from dinov3_jax.evals.extraction import Stopped, check_out, extract
+  from dinov3_jax.train import compiler
 
   try:
     if args.batch_size < 1:
@@ -95,9 +99,16 @@ def main() -> int:
       damaged = extract(images, out, model, prepare, tokens=args.tokens, progress=True,
                         batch_size=args.batch_size, dtype=args.store, stop=lambda: stop.number)
   except Stopped:
-    return fail("interrupted; the same command goes on from here", 128 + stop.number)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+      fail("interrupted; the same command goes on from here")
+    return 128 + stop.number
   except (OSError, ValueError, ModuleNotFoundError) as error:
     return fail(error)
+  except jax.errors.JaxRuntimeError as error:
+    if not compiler.is_too_large(error):
+      raise
+    return fail(f"the memory of the device does not suffice ({compiler.reason(error)}): take a "
+                "smaller --batch-size; what is done is saved")
   for name, reason in damaged.items():
     print(f"left out: {name}: {reason}", file=sys.stderr)
   arrays, names = read(out)

@@ -7,19 +7,25 @@ again goes on from the newest checkpoint in the workdir. `--profile=20` traces t
 On several hosts every process runs the same command with `--distributed`, which finds the others
 in a TPU pod, on GKE and under Slurm. Elsewhere the variables JAX_COORDINATOR_ADDRESS
 (HOST:PORT), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. All must see the same workdir.
+
+Ctrl-C, SIGTERM and SIGHUP save and stop; the exit code is then 128 + the signal's number.
 """
 
-import dataclasses
+if __name__ == "__main__":
+  from dinov3_jax import signals
+  signals.exit_at_once("interrupted before the first step")
+
 import difflib
 import logging
 import os
 import re
 import runpy
 import sys
-from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+
+from dinov3_jax import __version__, console
 
 
 class UsageError(Exception):
@@ -70,10 +76,14 @@ def load_config(path: str) -> ConfigDict:
   if not os.path.isfile(file):
     raise UsageError(f"no config file {file}")
   try:
-    return runpy.run_path(file)["get_config"](*argument)
+    config = runpy.run_path(file)["get_config"](*argument)
   except Exception as error:
     reason = " ".join(str(error.args[0] if error.args else "").split())
     raise UsageError(f"{file} is no valid config: {type(error).__name__}: {reason}") from error
+  if not isinstance(config, ConfigDict):
+    raise UsageError(f"{file} is no valid config: its get_config returns a "
+                     f"{type(config).__name__}, not a ConfigDict as that of configs/base.py")
+  return config
 
 
 def check_overrides(config: ConfigDict, argv: list[str]):
@@ -97,59 +107,47 @@ def check_overrides(config: ConfigDict, argv: list[str]):
       raise UsageError(f"unknown setting {key}{hint}")
 
 
-class Console(logging.Handler):
-  """Prints where a progress bar can make room: it replaces `sys.stdout` and `sys.stderr`."""
-
-  def emit(self, record: logging.LogRecord):
-    print(self.format(record), flush=True,
-          file=sys.stdout if record.levelno <= logging.INFO else sys.stderr)
-
-
-def set_up_logging(level: int = logging.INFO):
-  """Time and message for our own lines; of the libraries, warnings alone."""
-  console = Console()
-  console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-  logging.getLogger().handlers = [console]
-  logging.getLogger().setLevel(logging.WARNING)
-  logging.getLogger("dinov3_jax").setLevel(level)
-
-
 def main() -> int:
   """Runs the command; returns its exit code."""
-  if "--help" in sys.argv:
+  if asks_for_help(sys.argv):
     print(f"{__doc__}\nThe settings, and what they mean, are those of configs/base.py.")
+    return 0
+  if "--version" in sys.argv:
+    print(f"dinov3_jax {__version__}")
     return 0
   try:
     values = parse(sys.argv)
   except UsageError as error:
     return fail(error, 2)
-  set_up_logging()
+  console.set_up()
 
   import jax  # not before the command line is known to be right: it takes seconds
-  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(cache / "dinov3_jax" / "xla"))
+
   from dinov3_jax.data.pipeline import TooManyDamaged
   from dinov3_jax.train import compiler, loop, processes
 
   try:
+    compiler.keep_programs()
     processes.join(values.distributed)
     if jax.process_index():
-      set_up_logging(logging.WARNING)  # one voice is enough
-    run = loop.prepare(values.config, values.workdir)
+      console.set_up(logging.WARNING)  # one voice is enough
+    run = loop.prepare(values.config, values.workdir, values.profile)
   except (ValueError, OSError, ImportError, TooManyDamaged) as error:
     return fail(error)
-  except KeyboardInterrupt:
-    return fail("interrupted before the first step", 130)
   try:
-    loop.run(dataclasses.replace(run, profile=values.profile))
+    loop.run(run)
   except (FloatingPointError, OSError, TooManyDamaged) as error:
     return fail(error)
   except jax.errors.JaxRuntimeError as error:
     if not compiler.is_too_large(error):
       raise
     return fail(compiler.explain(error))
-  return 0
+  return 128 + run.stopped if run.stopped else 0
+
+
+def asks_for_help(argv: list[str]) -> bool:
+  """Whether the arguments ask how the command is used."""
+  return any(argument in ("-h", "-help", "--help", "-?") for argument in argv[1:])
 
 
 def fail(error: Exception | str, code: int = 1) -> int:

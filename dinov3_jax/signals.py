@@ -15,6 +15,7 @@ A signal that is ignored when the process starts stays so: `nohup` and the shell
 rely on it.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -29,7 +30,7 @@ def exit_at_once(line: str = "interrupted"):
   Nothing else is done on the way out: no `finally`, no `atexit`, no buffers written.
   """
   def handle(number, frame):
-    os.write(2, f"\n{line}\n".encode())
+    _say(line)
     os._exit(128 + number)
 
   _install(handle)
@@ -55,11 +56,16 @@ class Noted:
     for other in self._former:
       signal.signal(other, signal.SIG_DFL)
     if self._line:
-      os.write(2, f"\n{self._line}\n".encode())
+      _say(self._line)
 
   def __exit__(self, *_):
     for number, handler in self._former.items():
       signal.signal(number, handler)
+
+
+def _say(line: str):
+  with contextlib.suppress(OSError):  # the terminal may be gone; that may be what the signal says
+    os.write(2, f"\n{line}\n".encode())
 
 
 def _install(handle) -> dict:

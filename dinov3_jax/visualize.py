@@ -42,8 +42,9 @@ def foreground(patches) -> np.ndarray:
   """
   patches = np.asarray(patches, np.float32)
   rows = patches.reshape(-1, patches.shape[-1])
+  noise = 1e-12 * np.square(rows).mean()  # the rounding of float32 features, about
   rows = rows - rows.mean(0)
-  if not rows.any():
+  if np.square(rows).mean() <= noise:
     return np.ones(patches.shape[:2], bool)
   if len(rows) < rows.shape[1]:
     component = np.linalg.eigh(rows @ rows.T)[1][:, -1]
@@ -137,7 +138,7 @@ def main() -> int:
   args = parser.parse_intermixed_args()
   try:
     from dinov3_jax.evals.backbone import open_model, patch_side  # slow
-    out = check_out(args.out or f"{pathlib.Path(args.image).stem}.dinov3.png")
+    out = check_out(args.out or f"{pathlib.Path(args.image).stem}.dinov3.png", args.image)
     if not os.path.isfile(args.image):
       raise FileNotFoundError(f"{printable(args.image)} is no file")
     image = decode(pathlib.Path(args.image), args.image)
@@ -153,9 +154,11 @@ def main() -> int:
   return 0
 
 
-def check_out(out: str) -> pathlib.Path:
-  """The path of a picture that can be written, or a ValueError."""
+def check_out(out: str, image: str) -> pathlib.Path:
+  """The path of a picture that can be written and is not the image itself, or a ValueError."""
   path = pathlib.Path(out)
+  if path.exists() and os.path.exists(image) and os.path.samefile(path, image):
+    raise ValueError(f"{printable(out)} is the image itself: choose another --out")
   if path.suffix.lower() not in (".png", ".jpg", ".webp"):
     raise ValueError(f"{out} must end in .png, .jpg or .webp")
   if path.is_dir() or not os.access(path.parent, os.W_OK):

@@ -31,6 +31,8 @@ from dinov3_jax.train.state import TrainState
 from dinov3_jax.train.step import make_train_step
 from dinov3_jax.weights import official
 
+pytest_plugins = ["tests.quick"]
+
 TESTS = pathlib.Path(__file__).parent
 RECIPE = """
 from configs import base
@@ -52,6 +54,12 @@ def get_config():
     "evals.picture_size": 16}})
   return config
 """
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_is(monkeypatch):
+  """Training leaves the log to pytest."""
+  monkeypatch.setattr("dinov3_jax.console.set_up_unless_done", lambda: None)
 
 
 @pytest.fixture(scope="session")

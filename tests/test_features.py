@@ -127,19 +127,65 @@ def test_an_interrupted_run_goes_on(folder, monkeypatch, capsys, number):
   (["--model", "vits17"], "there is no model 'vits17'"),
   (["--weights", "elsewhere.pth"], "elsewhere.pth"),
   (["--batch-size", "0"], "--batch-size must be at least 1"),
+  (["--out", "mine.npy"], "mine.json is there already: delete it, or choose another --out"),
   (["missing.jpg"], "missing.jpg matches no file"),
 ])
 def test_errors_are_one_line(folder, monkeypatch, capsys, changes, message):
   (folder / "there.npy").touch()
+  (folder / "mine.json").write_text("mine")
   assert command(monkeypatch, "images", *RANDOM, "--out", "f.safetensors", *changes) == 1
   error = capsys.readouterr().err
   assert error.startswith("error: ") and message in error and error.count("\n") == 1
-  assert not list(folder.glob("f.*"))
+  assert not list(folder.glob("f.*")) and (folder / "mine.json").read_text() == "mine"
+
+
+def test_home_folder(folder, monkeypatch, capsys):
+  monkeypatch.setenv("HOME", str(folder))
+  images = features.find_images(["~/images/more", "~/images/[03].png"])
+  assert images == [f"{folder}/images/{name}.png" for name in
+                    ["more/1", "more/2", "more/4", "more/5", "more/7", "more/8", "0", "3"]]
+  assert command(monkeypatch, "~/images/more", *RANDOM, "--out", "~/f.npy") == 0
+  assert (folder / "f.npy").exists() and not (folder / "~").exists()
+  assert command(monkeypatch, "images", *RANDOM, "--weights", "~/w.pth", "--out", "g.npy") == 1
+  assert f"{folder}/w.pth" in capsys.readouterr().err
+
+
+def test_links_and_names_that_are_no_utf8(folder, monkeypatch, capsys):
+  (folder / "images" / "more" / "loop").symlink_to(folder / "images")
+  (folder / "images" / "linked").symlink_to(folder / "elsewhere")
+  (folder / "elsewhere").mkdir()
+  odd = os.fsdecode(b"caf\xe9.png")
+  os.rename("images/0.png", f"elsewhere/{odd}")
+  os.rename("images/4bad.jpg", os.fsdecode(b"images/\xff.jpg"))
+  found = features.find_images(["images"])
+  assert f"images/linked/{odd}" in found and len(found) == 11
+  assert command(monkeypatch, "images", *RANDOM, "--out", os.fsdecode(b"\xfe.npy")) == 0
+  output = capsys.readouterr()
+  assert r"left out: images/\xff.jpg: " in output.err
+  assert output.out.startswith(r"\xfe.npy: cls [10, 32]")
+  assert r"images/linked/caf\xe9.png" in features.read(os.fsdecode(b"\xfe.npy"))[1]
+  with pytest.raises(ValueError, match=r"^b\\xff matches no file"):
+    features.find_images([os.fsdecode(b"b\xff")])
+
+
+def test_too_little_memory_is_one_line(folder, monkeypatch, capsys):
+  def refuse(*_):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nMore.")
+  monkeypatch.setattr(extraction, "_batches", refuse)
+  assert command(monkeypatch, "images", *RANDOM, "--out", "f.npy") == 1
+  assert "error: the memory of the device does not suffice (RESOURCE_EXHAUSTED: Out of memory.): " \
+         "take a smaller --batch-size" in capsys.readouterr().err
+
+
+def test_other_names_of_the_module():
+  with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    features.nothing  # noqa: B018
 
 
 def test_no_image_at_all(folder, monkeypatch, capsys):
   assert command(monkeypatch, "images/4bad.jpg", *RANDOM, "--out", "f.npy") == 1
-  assert "error: none of the 1 images can be read" in capsys.readouterr().err
+  assert ("error: none of the 1 images can be read; the first is images/4bad.jpg: cannot identify "
+          "image file") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["0", "1,2,3", "x", "16,"])

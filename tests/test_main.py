@@ -22,16 +22,21 @@ sys.modules["torch"] = None  # TensorBoard's writer would import it, if only to 
 from dinov3_jax import main
 from dinov3_jax.train import loop
 
-class Signal:
-  def __call__(self, step, state, metrics):
+make_watching = loop.make_watching
+
+def make_signalling(run):
+  made, past = make_watching(run)
+  observe = made.observe
+
+  def observe_and_signal(step, state):
+    observe(step, state)
     if step == {step}:
       os.kill(os.getpid(), {number})
 
-  def close(self):
-    pass
+  made.observe = observe_and_signal
+  return made, past
 
-make_hooks = loop.make_hooks
-loop.make_hooks = lambda run: [*make_hooks(run), Signal()]
+loop.make_watching = make_signalling
 sys.exit(main.main())
 """
 
@@ -71,7 +76,7 @@ def test_killed_at_any_step_and_started_again_it_ends_the_same_to_the_last_bit(c
   killed = run(config, rough, step=kill, number=signal.SIGKILL)
   assert killed.returncode == -signal.SIGKILL
   stopped = run(config, rough, step=stop, number=signal.SIGTERM)
-  assert stopped.returncode == 0, stopped.stderr
+  assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
   assert f"stopped by SIGTERM after step {stop}; the same command goes on" in stopped.stdout
   assert checkpoint.latest(rough).name == str(stop)
   finished = run(config, rough)
@@ -102,7 +107,7 @@ def command(monkeypatch, capsys, *arguments):
     raise AssertionError("training began")
 
   monkeypatch.setattr(loop, "run", unwanted)
-  monkeypatch.setattr(main, "set_up_logging", lambda: None)
+  monkeypatch.setattr(main.console, "set_up", lambda: None)
   monkeypatch.setattr(sys, "argv", ["main", *map(str, arguments)])
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "as it is")
   code = main.main()

@@ -65,6 +65,14 @@ def test_no_checkpoint_is_one_clear_line(tmp_path, monkeypatch, capsys):
   assert error.startswith("error: no checkpoint in ") and error.count("\n") == 1
 
 
+def test_home_folder(config, tmp_path, monkeypatch, capsys):
+  save(tmp_path / "run", config, jax.jit(lambda: init_state(config))())
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.setattr("sys.argv", ["report", "--workdir", "~/run", "--split", "val"])
+  assert report.main() == 0
+  assert "of 2 val images" in capsys.readouterr().out
+
+
 def test_images_without_labels_are_refused(config, tmp_path):
   for split in ("train", "val", "test"):
     path = tmp_path / "plain" / split / "image.png"

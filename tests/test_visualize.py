@@ -46,6 +46,29 @@ def test_foreground(width, sign):
   np.testing.assert_array_equal(visualize.foreground(patches), mask)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 8), (2, 3, 8)])
+def test_patches_that_do_not_differ_are_all_foreground(shape):
+  mask = visualize.foreground(np.full(shape, 0.3, np.float32))
+  assert mask.shape == shape[:2] and mask.all()
+
+
+@pytest.mark.parametrize("side, size", [(8, 8), (1, 8), (3, 16)])
+def test_tiny_images(tmp_path, monkeypatch, capsys, side, size):
+  monkeypatch.chdir(tmp_path)
+  Image.fromarray(blob()[:side, :side]).save("tiny.png")
+  assert command(monkeypatch, "tiny.png", "--weights", "random", "--model", "vits16", "--size",
+                 size, "--foreground", "--patch", "0,0") == 0
+  picture = np.asarray(Image.open("tiny.dinov3.png"))
+  assert picture.shape == (12 + size + 12, 12 + 3 * size + 8 + 12, 3)
+  assert f"{size // 8} rows and {size // 8} columns" in capsys.readouterr().out
+
+
+def test_home_folder(picture, monkeypatch, tmp_path):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert command(monkeypatch, "~/blob.png", *picture[1:], "--size", 16, "--out", "~/b.png") == 0
+  assert (tmp_path / "b.png").exists() and not (tmp_path / "~").exists()
+
+
 @pytest.mark.parametrize("size, expected", [
   (64, (64, 96)), (16, (16, 24)), (3, (8, 8)), ((50, 20), (48, 16)), (67, (64, 104))])
 def test_sizes_are_whole_patches(size, expected):
@@ -77,6 +100,7 @@ def test_command(picture, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("changes, message", [
+  (["--out", "blob.png"], "blob.png is the image itself: choose another --out"),
   (["--out", "b.txt"], "b.txt must end in .png, .jpg or .webp"),
   (["--out", "no/b.png"], "no/b.png cannot be written"),
   (["--model", "vits17"], "there is no model 'vits17'"),

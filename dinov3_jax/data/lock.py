@@ -59,9 +59,15 @@ class FolderLock:
     if self._remote:
       return self
     try:
-      self._folder.mkdir(parents=True, exist_ok=True)
-      if not self._take():
-        self._take_by_file()
+      for last in (False, True):
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+          if not self._take():
+            self._take_by_file()
+          break
+        except FileNotFoundError:  # the former holder has just deleted the folder
+          if last:
+            raise
     except Locked:
       raise
     except OSError as error:

@@ -254,8 +254,7 @@ class Rows:
     for _, path in pieces:
       if os.path.lexists(path):
         if not is_ours(path, self._folder):
-          raise FileExistsError(f"{path} has come to be meanwhile: move it away, and the same "
-                                "command goes on from here")
+          raise _taken(path)
         path.unlink()
     self._placed = {path.name: _mark(self._folder / name) for name, path in pieces}
     self.commit()  # now they are known as ours
@@ -263,9 +262,10 @@ class Rows:
       try:
         os.link(self._folder / name, path)
       except FileExistsError:
-        raise FileExistsError(f"{path} has come to be meanwhile: move it away, and the same "
-                              "command goes on from here") from None
+        raise _taken(path) from None
       except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+          raise _taken(path) from None
         with _writing(path, 0):
           (self._folder / name).rename(path)
     _sync_folder(pieces[-1][1].parent)
@@ -341,10 +341,19 @@ def _writing(path: pathlib.Path, size: int):
     reason = error.strerror
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       free = shutil.disk_usage(path.parent).free
-      reason += f": {size / 1e6:.1f} MB to write, {free / 1e6:.1f} MB free" if size else (
-          f": {free / 1e6:.1f} MB free")
+      reason += f": {_amount(size)} to write, {_amount(free)} free" if size else (
+          f": {_amount(free)} free")
     raise OSError(f"{path} cannot be written ({reason}): make room or mend it, and the same "
                   "command goes on from here") from error
+
+
+def _taken(path: pathlib.Path) -> FileExistsError:
+  return FileExistsError(f"{path} has come to be meanwhile: move it away, and the same command "
+                         "goes on from here")
+
+
+def _amount(size: int) -> str:
+  return f"{size / 1e6:,.1f} MB" if size >= 10**6 else f"{size / 1e3:.0f} kB"
 
 
 def _sync_folder(folder: pathlib.Path):

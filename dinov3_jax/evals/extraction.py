@@ -9,8 +9,10 @@ import math
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TextIO
 
 import jax
 import numpy as np
@@ -74,6 +76,8 @@ def extract(images: Sequence[str], out: str | os.PathLike, model: nnx.Module, pr
     Stopped: `stop` said so.
   """
   out = check_out(out, tokens)
+  if not images:
+    raise ValueError("there are no images to take features of")
   names = _names(images)
   if out.suffix == ".safetensors" and len(json.dumps(json.dumps(names))) > 0.9 * HEADER_BYTES:
     raise ValueError(f"{len(images):,} names do not fit in a .safetensors file: take .npy")
@@ -187,7 +191,10 @@ def fingerprint(model: nnx.Module) -> str:
   graph, state = nnx.split(model)
 
   def parts():
-    yield re.sub(r" at 0x[0-9a-f]+", "", str(graph)).encode()  # addresses of functions
+    # Functions are written with their addresses, and the order within a mapping is a matter of
+    # chance.
+    lines = re.sub(r" at 0x[0-9a-f]+", "", str(graph)).split("\n")
+    yield "\n".join(sorted(line.strip(", ") for line in lines)).encode()
     for path, x in jax.tree_util.tree_leaves_with_path(state):
       yield f"{jax.tree_util.keystr(path)} {x.dtype} {x.shape}".encode()
       yield np.ascontiguousarray(x).reshape(-1).view(np.uint8)
@@ -210,7 +217,9 @@ def _batches(images: Sequence[str], todo: Sequence[int], prepare: Preprocess, ba
     try:
       return mark, prepare(path)
     except DamagedImage as error:
-      damage = _Damage(error.reason)
+      # On one line, and as text that every file can hold.
+      reason = error.reason.encode("utf-8", "backslashreplace").decode()
+      damage = _Damage(" ".join(reason.split()))
       damage.vanished = getattr(error.__cause__, "errno", None) in UNREACHABLE
       return mark, damage
 
@@ -237,8 +246,28 @@ def _one_ahead(items: Iterable) -> Iterator:
 
 
 def _bar(show: bool) -> Progress:
+  console = Console(file=_Terminal(sys.stderr))
   return Progress(BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeElapsedColumn(),
-                  TimeRemainingColumn(), console=Console(stderr=True), disable=not show)
+                  TimeRemainingColumn(), console=console, disable=not show)
+
+
+class _Terminal:
+  """A stream that may end, as that of a closed terminal does, without ending the work."""
+
+  def __init__(self, stream: TextIO):
+    self._stream = stream
+
+  def __getattr__(self, name):
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    with contextlib.suppress(OSError):
+      self._stream.write(text)
+    return len(text)
+
+  def flush(self):
+    with contextlib.suppress(OSError):
+      self._stream.flush()
 
 
 def check_out(out: str | os.PathLike, tokens: str) -> pathlib.Path:

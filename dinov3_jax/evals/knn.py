@@ -60,18 +60,19 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels,
     train_labels: integers [N], at least 0.
     test_features: the queries, [M, D]; none of them may be in the bank.
     test_labels: integers [M], at least 0.
-    k: how many neighbours vote; several are answered in one pass.
+    k: how many neighbours vote; several are answered in one pass. One above N is cut to N, as in
+      the reference.
     temperature: of the softmax.
     num_classes: None takes the largest label + 1.
 
   Returns:
-    `{k: {"top1": ..., "top5": ...}}`, shares of the queries from 0 to 1.
+    `{k: {"top1": ..., "top5": ...}}`, shares of the queries from 0 to 1, by each k as given.
 
   Raises:
-    ValueError: on shapes that do not fit, on labels out of range, on k beyond the bank, and on
-      features that are not finite.
+    ValueError: on shapes that do not fit, on labels out of range, on k below 1, and on features
+      that are not finite.
   """
-  ks = tuple(sorted({int(n) for n in np.atleast_1d(k)}))
+  asked = sorted({int(n) for n in np.atleast_1d(k)})
   train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
   for name, x, y in (("train", train_features, train_labels), ("test", test_features, test_labels)):
     if np.ndim(x) != 2 or y.shape != (len(x),) or not len(x):
@@ -85,8 +86,10 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels,
   if train_features.shape[1] != test_features.shape[1]:
     raise ValueError(f"the train features have {train_features.shape[1]} dimensions, the test "
                      f"features {test_features.shape[1]}: take both from one model")
-  if not ks or ks[0] < 1 or ks[-1] > len(train_features):
-    raise ValueError(f"k must be from 1 to the bank's {len(train_features)} features, not {k}")
+  if not asked or asked[0] < 1:
+    raise ValueError(f"k-NN needs a k (evals.knn_k) of at least 1, not {k}")
+  cut = [min(n, len(train_features)) for n in asked]
+  ks = tuple(sorted(set(cut)))
   largest = int(max(train_labels.max(), test_labels.max()))
   num_classes = largest + 1 if num_classes is None else num_classes
   if largest >= num_classes:
@@ -96,9 +99,9 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels,
   ranks = _ranks(
     jnp.asarray(train_features), jnp.asarray(train_labels, jnp.int32), jnp.asarray(test_features),
     jnp.asarray(test_labels, jnp.int32), temperature, ks=ks, num_classes=num_classes, chunk=chunk)
-  ranks = np.asarray(ranks)
-  return {n: {"top1": float((r < 1).mean()), "top5": float((r < 5).mean())}
-          for n, r in zip(ks, ranks)}
+  accuracy = {n: {"top1": float((r < 1).mean()), "top5": float((r < 5).mean())}
+              for n, r in zip(ks, np.asarray(ranks))}
+  return {n: dict(accuracy[m]) for n, m in zip(asked, cut)}
 
 
 def raw_pixels(images: Iterable[np.ndarray], size: int = 32) -> np.ndarray:

@@ -98,6 +98,14 @@ def shard_keys(key: jax.Array, shards: int) -> jax.Array:
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(shards))
 
 
+def several(axes: tuple[str, ...] = DATA_AXES) -> tuple[str, ...]:
+  """Those of the axes that have more than one device, for use inside `jax.shard_map`.
+
+  Where blocks are cut over `tensor` alone, XLA refuses a sum over axes of one device each.
+  """
+  return tuple(axis for axis in axes if jax.lax.axis_size(axis) > 1)
+
+
 def local_spec(spec: P) -> P:
   """Of a layout, what `jax.shard_map` over `DATA_AXES` should know."""
   return P(*(tuple(a for a in axes if a in DATA_AXES) or None for axes in map(axes_of, spec)))
@@ -128,7 +136,7 @@ def _mean(spec: P, dtype: jnp.dtype, _, g: jax.Array) -> tuple[jax.Array]:
     if axis is not None:
       g = jax.lax.psum_scatter(g, "fsdp", scatter_dimension=axis, tiled=True)
       g /= jax.lax.axis_size("fsdp")
-    return jax.lax.pmean(g, [name for name in names if jax.lax.axis_size(name) > 1])
+    return jax.lax.pmean(g, several(names))
 
   return (_of_tensor_part(mean, spec)(g),)
 

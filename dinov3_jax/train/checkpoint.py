@@ -1,7 +1,8 @@
-"""Checkpoints: everything a run is, written beside training and read back bit for bit.
+"""Checkpoints: everything a run is, read back bit for bit (`writer` writes them).
 
-A run keeps them as `<workdir>/checkpoints/<steps done>/`, each with three items: `state` (arrays of
-the training state), `data` (the position in the data stream) and `config` (the settings).
+A run keeps them as `<workdir>/checkpoints/<steps done>/`, each with four items: `state` (arrays of
+the training state), `data` (the position in the data stream), `config` (the settings) and
+`checksums`.
 """
 
 import json
@@ -10,72 +11,39 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers as policies
 
 from dinov3_jax.train.sharding import path_name
 from dinov3_jax.train.state import Params, TrainState
+from dinov3_jax.train.writer import Writer
 from dinov3_jax.weights.native import (
   FOLDER,
+  DamagedCheckpoint,
   latest,
   locate,
+  newest_first,
   read_arrays,
-  read_json,
   stored_arrays,
+  stored_position,
   stored_settings,
 )
 
-__all__ = ["FOLDER", "Writer", "changes", "check", "check_start", "latest", "locate", "restore",
-           "restore_teacher", "start", "stored_config", "stored_position"]
+__all__ = ["FOLDER", "DamagedCheckpoint", "Writer", "changes", "check", "check_start", "latest",
+           "locate", "newest_first", "restore", "restore_teacher", "start", "stored_config",
+           "stored_position"]
 
 # Settings that make another network of parameters of the same shapes.
 UNSEEN_IN_SHAPES = ("num_heads", "ffn", "norm", "norm_eps", "rope.base", "rope.min_period",
                     "rope.max_period", "rope.normalize")
+# Settings that decide the shapes.
+SHAPING = ("model.", "gram.teacher", *(f"{head}.{key}:" for head in ("dino", "ibot") for key in
+                                       ("prototypes", "hidden", "bottleneck", "layers")))
 
 
-class Writer:
-  """Saves a run's checkpoints; writing goes on while training continues.
-
-  A checkpoint appears under its own name only when it is complete, so a killed process leaves the
-  former ones as they were. The last `keep` stay, and every one whose step is a multiple of
-  `keep_every` (0: none beyond the last).
-  """
-
-  def __init__(self, workdir: epath.PathLike, keep: int, keep_every: int):
-    kept = [policies.LatestN(keep)]
-    if keep_every:
-      kept.append(policies.EveryNSteps(keep_every))
-    options = ocp.CheckpointManagerOptions(
-      preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True)
-    self._manager = ocp.CheckpointManager(epath.Path(workdir).resolve() / FOLDER, options=options)
-
-  def save(self, step: int, state: TrainState, position: Any, config: ConfigDict):
-    """Copies `state` off the devices and writes it in the background; a step saved before is left.
-
-    Args:
-      step: steps done.
-      state: after them.
-      position: of the data stream after `step` batches, anything that JSON can hold.
-      config: the run's settings.
-    """
-    if step in self._manager.all_steps():
-      return
-    self._manager.save(step, args=ocp.args.Composite(
-      state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(position),
-      config=ocp.args.JsonSave(json.loads(config.to_json()))))
-
-  def close(self):
-    """Waits until everything is on disk."""
-    self._manager.close()
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self.close()
+class Misfit(ValueError):
+  """A checkpoint of other networks than the config describes."""
 
 
 def stored_config(folder: epath.Path) -> ConfigDict:
@@ -97,23 +65,29 @@ def check(folder: epath.Path, abstract_state: TrainState, config: ConfigDict):
     ValueError: naming the first arrays, or the setting, that differ.
   """
   advice = "go on with the settings it was made with, or choose another --workdir"
-  _check_arrays(folder, stored_arrays(folder), abstract_state, advice)
+  try:
+    _check_arrays(folder, stored_arrays(folder), abstract_state, advice)
+  except Misfit as error:
+    shaping = [change for change in changes(folder, config) if change.startswith(SHAPING)]
+    if not shaping:
+      raise
+    raise Misfit(f"the checkpoint {folder} has other networks: {', '.join(shaping)}; {advice}"
+                 ) from error
   _check_model(folder, config, advice)
 
 
-def restore(folder: epath.Path, abstract_state: TrainState) -> TrainState:
+def restore(folder: epath.Path, abstract_state: TrainState, verify: bool = True) -> TrainState:
   """Reads a checkpoint that `check` has passed, each shard straight to its device.
 
   Args:
     folder: from `latest` or `locate`.
     abstract_state: the state as `ShapeDtypeStruct`s with shardings, of any mesh.
+    verify: hold its arrays against their checksums.
+
+  Raises:
+    DamagedCheckpoint: its arrays cannot be read, or are not those that were written.
   """
-  return read_arrays(folder, abstract_state)
-
-
-def stored_position(folder: epath.Path) -> Any:
-  """Where the data stream stood, as it was given to `Writer.save`."""
-  return read_json(folder / "data")
+  return read_arrays(folder, abstract_state, verify)
 
 
 def check_start(config: ConfigDict, abstract_state: TrainState):
@@ -203,8 +177,8 @@ def _check_arrays(folder: epath.Path, stored: Any, wanted: Any, advice: str):
                if stored.get(path) != wanted.get(path)]
   if different:
     more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
-    raise ValueError(f"the checkpoint {folder} does not fit this config: "
-                     f"{'; '.join(different[:3])}{more}: {advice}")
+    raise Misfit(f"the checkpoint {folder} does not fit this config: "
+                 f"{'; '.join(different[:3])}{more}: {advice}")
 
 
 def _check_model(folder: epath.Path, config: ConfigDict, advice: str):

@@ -5,7 +5,11 @@ and when it is compiled ahead of time. They are about one thing: that parameters
 are on their way, and gradients of the last, while this one computes.
 """
 
+import os
 import re
+from pathlib import Path
+
+import jax
 
 OPTIONS = {
   "tpu": {
@@ -30,6 +34,14 @@ OPTIONS = {
     "xla_gpu_enable_while_loop_double_buffering": True,
   },
 }
+
+
+def keep_programs():
+  """Keeps compiled programs for the next start, in `~/.cache/dinov3_jax`, unless the environment or
+  the caller has chosen a place."""
+  if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(cache / "dinov3_jax" / "xla"))
 
 
 def options(platform: str) -> dict[str, str | bool]:

@@ -17,6 +17,7 @@ from dinov3_jax.data.sources import DamagedImage, Source
 from dinov3_jax.evals import pca
 from dinov3_jax.evals.knn import knn_accuracy
 from dinov3_jax.models.partition import DATA_AXES, local_spec
+from dinov3_jax.train.hooks import picture_name
 from dinov3_jax.train.objective import merge, normalise
 from dinov3_jax.train.sharding import data_shards, local_shards, on_shards, param_specs, place_batch
 from dinov3_jax.train.state import Params, TrainState, abstract_modules
@@ -70,11 +71,21 @@ class Evaluation:
   `pictures/step_*.png` has held-out images beside the PCA of their patch features.
   """
 
-  def __init__(self, config, workdir: epath.Path, mesh: Mesh, bank: Source, held_out: Source):
-    self._steps, self._evals = config.train.steps, config.evals
+  def __init__(self, config, workdir: epath.Path, mesh: Mesh, bank: Source, held_out: Source,
+               done: int | None = None):
+    """Args:
+      config: of the run.
+      workdir: its folder.
+      mesh: of the devices.
+      bank, held_out: images.
+      done: the step whose evaluation is known already, from before a restart.
+    """
+    self._steps, self._evals, self._done = config.train.steps, config.evals, done
     self._folder, self._bank, self._held_out = workdir / "pictures", bank, held_out
-    if held_out.labels is None:
-      log.info("no k-NN evaluation: the images have no labels")
+    self._labelled = bank.labels is not None and held_out.labels is not None
+    if not self._labelled:
+      without = "images" if bank.labels is None else "held-out images"
+      log.info("no k-NN evaluation: the %s have no labels", without)
     shards = data_shards(mesh)
     self._mesh, self._batch = mesh, -(-BATCH // shards) * shards
     # Of every batch, a process reads what its devices take.
@@ -83,13 +94,13 @@ class Evaluation:
     self._tokens = _make_tokens(config, mesh)
 
   def __call__(self, step: int, state: TrainState, metrics: dict[str, float]):
-    if step % self._evals.every and step != self._steps:
+    if step == self._done or (step % self._evals.every and step != self._steps):
       return
     backbone = state.teacher["backbone"]
-    if self._held_out.labels is not None:
+    if self._labelled:
       accuracy = self.knn(lambda images: self.cls(backbone, images))
       metrics |= {f"knn_{name}": value for name, value in accuracy.items()}
-    self._draw(backbone, self._folder / f"step_{step:07d}.png")
+    self._draw(backbone, self._folder / picture_name(step))
 
   def close(self):
     pass
@@ -113,6 +124,8 @@ class Evaluation:
         rows.append(features(batch["images"]))
         labels.append(multihost_utils.process_allgather(
           place_batch(batch["labels"], self._mesh), tiled=True))
+      if not any((found >= 0).any() for found in labels):
+        raise ValueError("no image that has a label can be read")
       rows, labels = np.concatenate(rows), np.concatenate(labels)
       return rows[labels >= 0], labels[labels >= 0]
 

@@ -1,13 +1,14 @@
 """What happens beside the step: progress, and metrics on disk (`evaluation` has one more hook).
 
-A hook is called as `hook(step, state, metrics)` after every step, `step` counting those done.
-`metrics` holds the means since the last log line on steps that log, and is empty on the others;
-what a hook adds to it, the hooks after it write down.
+A hook is called as `hook(step, state, metrics)` after every step, `step` counting those done. For a
+hook that records, `metrics` holds the means since the last log line on steps that log and is empty
+on the others, and what an evaluation found comes with a second call for the step; it gets no state.
+A hook that observes adds to `metrics` what it finds.
 """
 
 import json
 import logging
-import math
+import os
 import sys
 import time
 from datetime import timedelta
@@ -16,6 +17,7 @@ from typing import Protocol
 import jax
 import numpy as np
 from etils import epath
+from PIL import Image
 
 from dinov3_jax.train.flops import StepFlops
 from dinov3_jax.train.state import TrainState
@@ -30,7 +32,7 @@ SCHEDULED = ("lr", "last_layer_lr", "weight_decay", "teacher_momentum", "teacher
 class Hook(Protocol):
   """Anything that watches training."""
 
-  def __call__(self, step: int, state: TrainState, metrics: dict[str, float]) -> None: ...
+  def __call__(self, step: int, state: TrainState | None, metrics: dict[str, float]) -> None: ...
 
   def close(self) -> None: ...
 
@@ -95,48 +97,117 @@ class Interval:
     return values
 
 
+def read_lines(path: epath.PathLike, start: int) -> list[dict[str, float]]:
+  """What a run has written to its metrics up to step `start`; a line that is no longer readable,
+  after a power cut or a full disk, is left out."""
+  return [json.loads(line) for line in _kept(epath.Path(path), start)[0]]
+
+
+def _kept(path: epath.Path, start: int) -> tuple[list[bytes], int]:
+  """The lines up to step `start`, and how many cannot be read."""
+  try:
+    lines = path.read_bytes().splitlines(keepends=True)
+  except OSError:
+    return [], 0
+  kept, damaged = [], 0
+  for line in lines:
+    try:
+      step = json.loads(line)["step"]
+      if line.endswith(b"\n") and step <= start:
+        kept.append(line)
+    except (ValueError, TypeError, KeyError):
+      damaged += 1
+  return kept, damaged
+
+
 class JsonLines:
-  """Appends metrics to a file, one JSON object a line, each step at most once."""
+  """Appends metrics to a file, one JSON object a line and one line a step.
+
+  A second call for a step adds to its line. What an earlier process wrote beyond step `start`,
+  which is done again, is dropped with the first call, and so is what cannot be read.
+  """
 
   def __init__(self, path: epath.PathLike, start: int):
-    """Drops what an earlier process wrote beyond step `start`, which is about to be done again."""
-    path = epath.Path(path)
-    if path.exists():
-      lines = path.read_text().splitlines(keepends=True)
-      kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
-      if kept != lines:
-        new = path.with_name(path.name + ".new")
-        new.write_text("".join(kept))
-        new.replace(path)
-    self._file = path.open("a")
+    self._path, self._start, self._file = epath.Path(path), start, None
 
-  def __call__(self, step: int, state: TrainState, metrics: dict[str, float]):
-    if metrics:
-      values = {name: float(f"{value:.7g}") for name, value in metrics.items()}
-      self._file.write(json.dumps({"step": step, **values}) + "\n")
-      self._file.flush()
+  def __call__(self, step: int, state: TrainState | None, metrics: dict[str, float]):
+    if not metrics:
+      return
+    if self._file is None:
+      self._open()
+    text = json.dumps({name: float(f"{value:.7g}") for name, value in metrics.items()})
+    if step == self._last:
+      # In the place of the brace that ends the line: one write, so that a kill cannot part them.
+      offset, text = self._end - 2, f", {text[1:]}\n"
+    else:
+      offset, text = self._end, f'{{"step": {step}, {text[1:]}\n'
+    data = text.encode()
+    if os.pwrite(self._file, data, offset) != len(data):
+      raise OSError(f"{self._path} took only a part of a line")
+    self._last, self._end = step, offset + len(data)
+
+  def _open(self):
+    kept, damaged = _kept(self._path, self._start)
+    if damaged:
+      log.warning("%s: %d lines cannot be read and are dropped", self._path, damaged)
+    whole = b"".join(kept)
+    if not self._path.exists() or self._path.read_bytes() != whole:
+      new = self._path.with_name(self._path.name + ".new")
+      new.write_bytes(whole)
+      new.replace(self._path)
+    self._file = os.open(self._path, os.O_RDWR)
+    self._end, self._last = len(whole), json.loads(kept[-1])["step"] if kept else None
+
+  def flush(self):
+    if self._file is not None:
+      os.fsync(self._file)
 
   def close(self):
-    self._file.close()
+    if self._file is not None:
+      os.close(self._file)
 
 
 class TensorBoard:
-  """Writes metrics as TensorBoard scalars."""
+  """Writes metrics as TensorBoard scalars, the pictures of evaluations, and the settings."""
 
-  def __init__(self, folder: epath.PathLike, start: int):
+  def __init__(self, folder: epath.PathLike, start: int, pictures: epath.PathLike | None = None,
+               settings: str = ""):
+    """Args:
+      folder: to write to.
+      start: steps done before; what an earlier process wrote beyond is hidden.
+      pictures: a folder; its `step_*.png` of a step that is written is shown.
+      settings: a text to show.
+    """
     self._folder, self._start, self._writer = folder, start, None
+    self._pictures = pictures and epath.Path(pictures)
+    self._settings = settings
 
-  def __call__(self, step: int, state: TrainState, metrics: dict[str, float]):
+  def __call__(self, step: int, state: TrainState | None, metrics: dict[str, float]):
     if metrics and self._writer is None:
       from tensorboardX import SummaryWriter  # imports torch where there is one: seconds
       purge = self._start + 1 if self._start else None
       self._writer = SummaryWriter(str(self._folder), purge_step=purge)
+      if self._settings:
+        code = "".join(f"\n    {line}" for line in self._settings.splitlines())
+        self._writer.add_text("settings", code, step)
     for name, value in metrics.items():
       self._writer.add_scalar(name, value, step)
+    if metrics and self._pictures and (path := self._pictures / picture_name(step)).exists():
+      with Image.open(path) as picture:
+        self._writer.add_image("patches", np.asarray(picture), step, dataformats="HWC")
+
+  def flush(self):
+    if self._writer is not None:
+      self._writer.flush()
 
   def close(self):
     if self._writer is not None:
       self._writer.close()
+
+
+def picture_name(step: int) -> str:
+  """The file, in a run's `pictures`, that the evaluation after `step` draws."""
+  return f"step_{step:07d}.png"
 
 
 class Profile:
@@ -175,7 +246,7 @@ class LogLine:
       log.info("step %d/%d  %s", step, self._steps, self.describe(step, metrics))
 
   def describe(self, step: int, metrics: dict[str, float]) -> str:
-    parts = [f"loss {metrics.get('loss', math.nan):.4f}"]
+    parts = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
     if "images_per_second" in metrics:
       speed = metrics["images_per_second"]
       left = timedelta(seconds=round((self._steps - step) * self._images / speed))
@@ -211,10 +282,10 @@ class ProgressBar(LogLine):
     self._progress.console.show_cursor(True)  # a killed process must not leave a terminal without
 
   def __call__(self, step: int, state: TrainState, metrics: dict[str, float]):
-    if metrics:
+    if any(name.startswith("knn") for name in metrics):  # rare, and worth a line that stays
+      self._progress.console.print(f"step {step}  {self.describe(step, metrics)}", highlight=False)
+    elif metrics:
       self._text = self.describe(step, metrics)
-      if any(name.startswith("knn") for name in metrics):  # rare, and worth a line that stays
-        self._progress.console.print(f"step {step}  {self._text}", highlight=False)
     self._progress.update(self._task, completed=step, text=self._text)
 
   def close(self):

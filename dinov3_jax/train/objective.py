@@ -71,7 +71,6 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
   local_pairs = 2 * crops.locals
   global_share = global_pairs / (global_pairs + local_pairs)
   over = dict(chunks=chunks, shards=prototype_shards)
-  sample_axes = () if layout is None else partition.DATA_AXES
 
   def network(params, name):
     return merge(graphs[name], params[name], layout and layout[name], dtype)
@@ -86,8 +85,8 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
     kernel, teacher_kernel = (head.last_layer.kernel[...] for head in (student, teacher))
     teacher_rows = jax.lax.stop_gradient(teacher.bottleneck(teacher_rows))
     samples = teacher_rows.reshape(-1, teacher_rows.shape[-1])
-    u, v = sinkhorn_scales_from_bottleneck(samples, teacher_kernel, temperature,
-                                           axes=sample_axes, **over)
+    axes = () if layout is None else partition.several()
+    u, v = sinkhorn_scales_from_bottleneck(samples, teacher_kernel, temperature, axes=axes, **over)
     return prototype_cross_entropy(
         student.bottleneck(student_rows), kernel, teacher_rows, teacher_kernel, u,
         v.reshape(teacher_rows.shape[:2]), weights, temperature, **over)
@@ -127,12 +126,12 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
         student, teacher, "ibot_head", masked(tokens)[:, None], masked(teacher_tokens)[:, None],
         batch["mask_weights"].reshape(-1), temperature)
     koleo = [koleo_loss(crop, config.koleo.group, config.koleo.topk)
-             for crop in jnp.moveaxis(global_cls, 1, 0)]
+             for crop in jnp.moveaxis(global_cls, 1, 0) if config.koleo.weight]
     metrics = dict(
         dino_global_loss=(jnp.sum(dino[:2]) - diagonal) / global_pairs,
         dino_local_loss=jnp.sum(dino[2:]) / local_pairs,
         ibot_loss=jnp.sum(ibot) / (2 * images),  # crops without a mask count, too
-        koleo_loss=sum(koleo) / 2,
+        koleo_loss=sum(koleo, jnp.zeros(())) / 2,
     )
     total = (config.dino.weight * (1 - global_share) * values["dino_local_weight"]
              * metrics["dino_local_loss"]

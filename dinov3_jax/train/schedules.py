@@ -76,6 +76,21 @@ def lr_scale(rule: str, batch_size: int) -> float:
       f"optim.lr_scaling must be none, sqrt_wrt_1024 or linear_wrt_256, not {rule!r}")
 
 
+def misfits(config) -> list[str]:
+  """In one entry, all schedules that are longer than `train.steps`, and the keys to set."""
+  total, long = config.train.steps, []
+  for name, schedule in config.schedules.items():
+    warmup, cosine = schedule.warmup_steps, schedule.cosine_steps or 0
+    if warmup + cosine > total:
+      parts = [f"schedules.{name}.{key}={schedule[key]}" for key in ("warmup_steps", "cosine_steps")
+               if schedule[key]]
+      long.append(" and ".join(parts))
+  frozen = config.optim.freeze_last_layer_steps
+  if long and frozen > total:  # alone it is allowed, to train with fixed prototypes
+    long.append(f"optim.freeze_last_layer_steps={frozen}")
+  return [f"train.steps={total} is too short for {', '.join(long)}: lower these, too"] * bool(long)
+
+
 def make_schedules(config) -> dict[str, Schedule]:
   """Every schedule of `config.schedules` by name, and `last_layer_lr`, the rate of the heads' last
   layers: zero for the first `optim.freeze_last_layer_steps` steps."""

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from dinov3_jax.models.partition import DATA_AXES, local_spec
+from dinov3_jax.models.partition import DATA_AXES, local_spec, several
 from dinov3_jax.train.objective import make_objective
 from dinov3_jax.train.optimizer import Params, module_norms
 from dinov3_jax.train.schedules import make_schedules
@@ -100,7 +100,7 @@ def make_gradients(config, graphs: dict, shapes: Params, mesh: Mesh | None) -> C
 
   def of_shard(student, *args):
     value, grads = jax.value_and_grad(objective, has_aux=True)(student, *args)
-    return jax.lax.pmean(value, DATA_AXES), grads
+    return jax.lax.pmean(value, several()), grads
 
   def gradients(student, teacher, gram_teacher, *args):
     gram = gram_teacher and {"backbone": params["backbone"]}

@@ -1,20 +1,50 @@
-"""Reading checkpoints of our own trainer: `<workdir>/checkpoints/<steps done>/`."""
+"""Reading checkpoints of our own trainer: `<workdir>/checkpoints/<steps done>/`.
 
+What is damaged is a `DamagedCheckpoint`: files that are missing, cut or unreadable, and arrays or
+settings whose checksum is not the one that was written with them.
+"""
+
+import logging
+import math
+import sys
+from collections.abc import Iterator
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import unflatten_dict
+
+from dinov3_jax.models.partition import path_name
+from dinov3_jax.weights import checksums
 
 FOLDER = "checkpoints"
+CHECKSUMS = "checksums"  # an item of checkpoints; those of earlier versions have none
+CAST_BYTES = 2**30  # of arrays that are read at once where each must then be cast
+
+
+class DamagedCheckpoint(OSError):
+  """A checkpoint that cannot be trusted, and why; one line."""
+
+  def __init__(self, folder: epath.Path, reason: str):
+    super().__init__(f"the checkpoint {folder} is damaged: {reason}")
+    self.folder, self.reason = folder, reason
+
+
+def newest_first(workdir: epath.PathLike) -> list[epath.Path]:
+  """The folders of a run's complete checkpoints, each named after its step."""
+  root = epath.Path(workdir).expanduser().resolve() / FOLDER
+  if not root.is_dir():
+    return []
+  names = ocp.path.step.standard_name_format()
+  found = sorted(names.find_all(root), key=lambda metadata: metadata.step, reverse=True)
+  return [metadata.path for metadata in found]
 
 
 def latest(workdir: epath.PathLike) -> epath.Path | None:
   """The folder of a run's newest complete checkpoint, named after its step; None if it has none."""
-  root = epath.Path(workdir).resolve() / FOLDER
-  if not root.exists():
-    return None
-  found = ocp.path.step.latest_step_metadata(root, ocp.path.step.standard_name_format())
-  return found and found.path
+  return next(iter(newest_first(workdir)), None)
 
 
 def locate(path: epath.PathLike) -> epath.Path:
@@ -23,7 +53,7 @@ def locate(path: epath.PathLike) -> epath.Path:
   Raises:
     FileNotFoundError: if there is none.
   """
-  path = epath.Path(path).resolve()
+  path = epath.Path(path).expanduser().resolve()
   found = path if (path / "state").exists() else latest(path)
   if found is None:
     raise FileNotFoundError(
@@ -33,27 +63,164 @@ def locate(path: epath.PathLike) -> epath.Path:
 
 
 def stored_settings(folder: epath.Path) -> dict[str, Any]:
-  """The config that a checkpoint was trained with (tuples have become lists)."""
-  return read_json(folder / "config")
+  """The config that a checkpoint was trained with (tuples have become lists).
+
+  Raises:
+    DamagedCheckpoint: see there.
+  """
+  return _read_verified(folder, "config")
+
+
+def stored_position(folder: epath.Path) -> Any:
+  """Where the data stream stood, as it was given to the writer.
+
+  Raises:
+    DamagedCheckpoint: see there.
+  """
+  return _read_verified(folder, "data")
 
 
 def stored_arrays(folder: epath.Path) -> dict[str, Any]:
-  """What a checkpoint's state holds, as shapes."""
-  return ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
+  """What a checkpoint's state holds, as shapes.
+
+  Raises:
+    DamagedCheckpoint: see there.
+  """
+  sums = stored_checksums(folder)
+  try:
+    tree = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
+    names = set(_by_name(tree))
+  except Exception as error:  # whatever the parsers of its formats make of damage
+    raise DamagedCheckpoint(folder, _line(folder, error)) from error
+  if sums and names != set(sums["arrays"]):
+    odd = sorted(names ^ set(sums["arrays"]))
+    raise DamagedCheckpoint(folder, "its list of arrays is not the one that was written: "
+                            f"{odd[0]} differs")
+  return tree
 
 
-def read_arrays(folder: epath.Path, abstract: Any) -> Any:
+def read_arrays(folder: epath.Path, abstract: Any, verify: bool = True) -> Any:
   """Reads a checkpoint's state, or a part of it, each shard straight to its device.
 
   Args:
+    folder: of the checkpoint.
     abstract: what to read, as `ShapeDtypeStruct`s with shardings.
+    verify: hold the arrays against the checksums that were written with them, on the devices.
+
+  Raises:
+    DamagedCheckpoint: see there.
   """
+  sums = stored_checksums(folder) if verify else None
+  if sums is None:
+    return _restore(folder, abstract)
+  stored, wanted = _by_name(stored_arrays(folder)), _by_name(abstract)
+  read = {}
+  for part in _parts(abstract, stored):
+    arrays = _restore(folder, part)
+    found, _ = checksums.of_arrays(arrays)
+    wrong = [name for name, value in found.items() if value != sums["arrays"].get(name)]
+    if wrong:
+      more = f" and {len(wrong) - 1} more arrays" if len(wrong) > 1 else ""
+      raise DamagedCheckpoint(folder, f"{wrong[0]}{more} are not what was written: the checksum "
+                              "differs")
+    cast = lambda path, x: x.astype(wanted[path_name(path)].dtype)
+    read |= _by_name(jax.tree_util.tree_map_with_path(cast, arrays))
+  return jax.tree_util.tree_map_with_path(lambda path, _: read[path_name(path)], abstract)
+
+
+def stored_checksums(folder: epath.Path) -> dict[str, Any] | None:
+  """The checksums that were written with a checkpoint: `arrays` by path, `config` and `data`.
+
+  None where there are none.
+
+  Raises:
+    DamagedCheckpoint: see there.
+  """
+  return _read_json(folder, CHECKSUMS) if (folder / CHECKSUMS).exists() else None
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+  return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _parts(abstract: Any, stored: dict[str, Any]) -> Iterator[Any]:
+  """What to read as it is stored: all at once, or part by part where each must then be cast.
+
+  A checksum is that of the stored dtype, and both copies of a large model may be too much.
+  """
+  leaves = _by_name(abstract)
+  if all(x.dtype == stored[name].dtype for name, x in leaves.items()):
+    yield abstract
+    return
+  part, size = {}, 0
+  for name, x in leaves.items():
+    dtype = np.dtype(stored[name].dtype)
+    part[name] = x.update(dtype=dtype)
+    size += math.prod(x.shape) * dtype.itemsize
+    if size > CAST_BYTES:
+      yield unflatten_dict(part, sep="/")
+      part, size = {}, 0
+  if part:
+    yield unflatten_dict(part, sep="/")
+
+
+def _restore(folder: epath.Path, abstract: Any) -> Any:
   arguments = ocp.args.PyTreeRestore(
     abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
     partial_restore=True)
-  return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder / "state", arguments)
+  try:
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder / "state", arguments)
+  except jax.errors.JaxRuntimeError:
+    raise  # of the devices, such as too little memory
+  except Exception as error:
+    reason = _line(folder, error)
+  _ignore_abandoned_reads()
+  # Without the error itself, whose stack holds on to all the reads that it has ended.
+  raise DamagedCheckpoint(folder, reason)
 
 
-def read_json(folder: epath.Path) -> Any:
-  """A JSON item of a checkpoint."""
-  return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder)
+def _ignore_abandoned_reads():
+  """Keeps reads that another one's failure has ended from telling their stacks, in any thread."""
+  former = sys.unraisablehook
+
+  def hook(unraisable):
+    said = str(unraisable.exc_value)
+    if said != "Event loop is closed" and "reading array index" not in said:
+      former(unraisable)
+
+  hook.ignores_reads = True
+  if not hasattr(former, "ignores_reads"):
+    sys.unraisablehook = hook
+
+
+def _read_verified(folder: epath.Path, item: str) -> Any:
+  content, sums = _read_json(folder, item), stored_checksums(folder)
+  if sums and checksums.of_json(content) != sums.get(item):
+    raise DamagedCheckpoint(folder, f"its {item} is not what was written: the checksum differs")
+  return content
+
+
+def _read_json(folder: epath.Path, item: str) -> Any:
+  try:
+    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / item)
+  except Exception as error:
+    reason = f"its {item} cannot be read ({_line(folder, error)})"
+    raise DamagedCheckpoint(folder, reason) from error
+
+
+def _line(folder: epath.Path, error: Exception) -> str:
+  """What an error says, on one line that is not long."""
+  text = " ".join(str(error).replace(f"{folder}/", "").split())
+  if not isinstance(error, ValueError | OSError):
+    text = f"{type(error).__name__}: {text}"
+  return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+def _is_no_trace_of_orbax(record: logging.LogRecord) -> bool:
+  """Whether to log a line: each thread of Orbax logs the same error with its stack, and damaged
+  files word for word, where one line of ours says what is wrong."""
+  return "orbax" not in record.pathname or not (
+    record.exc_info or record.getMessage().startswith("Failed to json parse"))
+
+
+logging.getLogger("absl").addFilter(_is_no_trace_of_orbax)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import base
-from dinov3_jax.train import loop
+from dinov3_jax.train import loop, prepare
 from dinov3_jax.train.step import make_train_step
 
 
@@ -71,7 +71,7 @@ def test_every_setting_is_read(config, tmp_path, monkeypatch):
   with config.unlocked():
     config.optim.stowaway = 1  # the test sees what it should
   read = set()
-  monkeypatch.setattr(loop, "check_settings", lambda config: None)
+  monkeypatch.setattr(prepare, "check_settings", lambda config: None)
   loop.train(Recorder(config, read), tmp_path / "run")
 
   config.gram.update(teacher="ema", image_level=False, stats=True)
@@ -79,7 +79,7 @@ def test_every_setting_is_read(config, tmp_path, monkeypatch):
   batch = dict(global_crops=shape(8, 2, 32, 32, 3), local_crops=shape(8, 3, 16, 16, 3),
                masks=shape(8, 2, 16, dtype=bool), mask_indices=shape(1, 9, dtype=np.int32),
                mask_weights=shape(1, 9))
-  state = jax.eval_shape(lambda: loop.init_state(config))
+  state = jax.eval_shape(lambda: prepare.init_state(config))
   jax.eval_shape(make_train_step(Recorder(config, read)), state, batch)
 
   assert flatten_dict(config.to_dict(), sep=".").keys() - read == {"optim.stowaway"}

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import base
-from dinov3_jax.train import loop, sharding
+from dinov3_jax.train import inputs, settings, sharding
 from dinov3_jax.train.schedules import make_schedule, make_schedules
 from dinov3_jax.train.state import init_state
 from dinov3_jax.train.step import gram_refresh_due, make_train_step
@@ -44,7 +44,7 @@ def test_a_recipe_has_the_settings_of_the_base_and_no_others(name):
   config = config_of(name)
   keys, expected = (flatten_dict(c.to_dict()).keys() for c in (config, base.get_config()))
   assert config.is_locked and keys == expected
-  loop.check_settings(config)
+  settings.check_settings(config)
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
@@ -71,7 +71,7 @@ def test_every_resolution_of_a_recipe_makes_a_step(name):
   config.mesh.update(data=1, fsdp=1)
   mesh = sharding.make_mesh(config, jax.devices()[:1])
   sharding.state_sharding(mesh, state)  # its rules cover every parameter
-  loop.open_pipeline(config, range(10), mesh)  # takes the crops, with no image read
+  inputs.open_pipeline(config, range(10), mesh)  # takes the crops, with no image read
 
   step = make_train_step(config)
   for i in range(len(config.crops.global_sizes)):

@@ -149,6 +149,21 @@ def test_without_flock_two_do_not_both_take_over(tmp_path, no_flock, monkeypatch
   assert [path.read_bytes() for path in tmp_path.iterdir()] == [living]
 
 
+def test_a_folder_that_is_deleted_meanwhile_is_made_again(tmp_path, monkeypatch):
+  folder, plain, calls = tmp_path / "partial", os.open, []
+
+  def late(path, *args):
+    calls.append(path)
+    if len(calls) == 1:
+      folder.rmdir()
+    return plain(path, *args)
+
+  monkeypatch.setattr(os, "open", late)
+  with FolderLock(folder, "features"), pytest.raises(Locked), FolderLock(folder, "features"):
+    pass
+  assert len(calls) == 3
+
+
 def test_an_unreadable_holder_still_holds(tmp_path):
   with FolderLock(tmp_path, "features"):
     (tmp_path / module.NAME).write_text("{")

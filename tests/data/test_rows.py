@@ -159,6 +159,29 @@ def test_a_file_that_has_come_to_be_is_not_overwritten(tmp_path, suffix, links, 
   np.testing.assert_array_equal(read(tmp_path / "out.npy")[0]["cls"], CLS)
 
 
+@pytest.mark.parametrize("suffix", ["npy", "json"])
+@pytest.mark.parametrize("links", [True, False])
+def test_nor_is_one_that_comes_at_the_last_moment(tmp_path, suffix, links, monkeypatch):
+  link, mine = os.link, tmp_path / f"out.{suffix}"
+
+  def late(source, path):
+    if path == mine:
+      mine.write_text("mine")
+    return link(source, path) if links else refuse_links()
+
+  with begin(tmp_path, "npy") as rows:
+    rows.append(dict(cls=CLS), range(6), [(0, 0)] * 6, {})
+    with monkeypatch.context() as patch:
+      patch.setattr(os, "link", late)
+      with pytest.raises(FileExistsError, match=rf"out.{suffix} has come to be meanwhile"):
+        rows.finish(NAMES)
+  assert mine.read_text() == "mine"
+  mine.unlink()
+  with begin(tmp_path, "npy") as rows:
+    rows.finish(NAMES)
+  np.testing.assert_array_equal(read(tmp_path / "out.npy")[0]["cls"], CLS)
+
+
 def refuse_links(*_):
   raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -198,7 +221,7 @@ def test_a_disk_that_fails_costs_nothing_that_was_saved(tmp_path, monkeypatch, c
     write(rows, range(3, 6))
     rows.finish(NAMES)
   assert "the same command goes on from here" in str(error.value)
-  assert ("MB free" in str(error.value)) == (code == errno.ENOSPC)
+  assert ("kB free" in str(error.value) or "MB free" in str(error.value)) == (code == errno.ENOSPC)
   assert str(error.value).count("\n") == 0 and not (tmp_path / "out.safetensors").exists()
   monkeypatch.setattr(os, "fsync", fsync)
   with begin(tmp_path) as rows:
@@ -218,8 +241,8 @@ from dinov3_jax.data.rows import Rows, is_ours, names_of, read
 suffix, power, links = sys.argv[1], sys.argv[2] == "power", sys.argv[3] == "links"
 home, job = pathlib.Path(sys.argv[4]), dict(dtype="float32")
 out, partial = home / f"out.{suffix}", home / f"out.{suffix}.partial"
-values = np.random.default_rng(0).normal(size=(6, 300)).astype(np.float32)
-names = [f"{i}.png" for i in range(6)]
+values = np.random.default_rng(0).normal(size=(4, 300)).astype(np.float32)
+names = [f"{i}.png" for i in range(4)]
 module.COMMIT_SECONDS = -1
 sys.setswitchinterval(1)
 kill_at, events, synced = 10**9, 0, {}
@@ -274,8 +297,8 @@ def work():
   with Rows(partial, out, job) as rows:
     if rows.finished:
       return
-    for i in [*rows.damaged, *range(rows.done, 6)]:
-      bad = i in (2, 5) and i not in rows.damaged
+    for i in [*rows.damaged, *range(rows.done, 4)]:
+      bad = i in (1, 3) and i not in rows.damaged
       rows.append(dict(cls=values[[] if bad else [i]]), [i], [(0, 0)], {i: "bad"} if bad else {})
     for i in list(rows.damaged):
       rows.append(dict(cls=values[[i]]), [i], [(0, 0)], {})
@@ -334,7 +357,7 @@ def test_a_kill_at_any_moment_changes_no_row(tmp_path, suffix, power, links):
   process = subprocess.run([sys.executable, "-c", KILLS, suffix, power, links, str(tmp_path)],
                            capture_output=True, text=True)
   assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
-  assert int(process.stdout.split()[-1]) > 80
+  assert int(process.stdout.split()[-1]) > 60
   assert "beginning anew" not in process.stderr  # nothing that was saved is ever lost
 
 

@@ -61,14 +61,22 @@ def test_votes_that_tie_do_not_count_as_right():
   assert knn.knn_accuracy(bank, labels, queries, own, k=3) == {3: {"top1": 0.0, "top5": 0.0}}
 
 
+def test_a_k_above_the_bank_is_cut_to_it(problem):
+  got = knn.knn_accuracy(*problem, k=(5, 240, 241, 1000))
+  assert list(got) == [5, 240, 241, 1000]
+  assert got[1000] == got[241] == got[240] == knn.knn_accuracy(*problem, k=240)[240]
+  assert got[5] == knn.knn_accuracy(*problem, k=5)[5]
+
+
 def test_finds_itself_in_bfloat16(problem):
   train, labels = jnp.asarray(problem[0], jnp.bfloat16), problem[1]
   assert knn.knn_accuracy(train, labels, train, labels, k=1)[1]["top1"] == 1
 
 
 @pytest.mark.parametrize("change, message", [
-  (dict(k=241), "bank's 240"),
-  (dict(k=0), "k must be"),
+  (dict(k=0), r"k-NN needs a k \(evals.knn_k\) of at least 1, not 0"),
+  (dict(k=(5, -1)), "of at least 1"),
+  (dict(k=()), "of at least 1"),
   (dict(num_classes=3), "out of range"),
   (dict(train_labels=np.full(240, -1)), "without a label"),
   (dict(test_labels=np.zeros(3, int)), r"\[N, D\]"),

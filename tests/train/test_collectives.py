@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dinov3_jax.train import loop, sharding
+from dinov3_jax.train import prepare, sharding
 from dinov3_jax.train.collectives import bytes_by_kind, collectives, least_bytes, sent
 
 
@@ -32,13 +32,13 @@ def program(config, sizes, on_mesh=True):
   """The compiled step's collectives, and its state's shapes."""
   config.mesh.update(dict(zip(("data", "fsdp", "tensor"), sizes)))
   mesh = sharding.make_mesh(config, jax.devices()[:8])
-  state = sharding.abstract_state(mesh, functools.partial(loop.init_state, config))
+  state = sharding.abstract_state(mesh, functools.partial(prepare.init_state, config))
   batch = sharding.abstract_batch(config, mesh)
   if on_mesh:
-    step = loop.jit_step(config, mesh, state)
+    step = prepare.jit_step(config, mesh, state)
   else:
     layout = jax.tree.map(lambda x: x.sharding, state)
-    step = jax.jit(loop.make_train_step(config), out_shardings=(layout, None))
+    step = jax.jit(prepare.make_train_step(config), out_shardings=(layout, None))
   return collectives(step.lower(state, batch).compile().as_text(), 8), state, mesh
 
 

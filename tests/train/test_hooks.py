@@ -124,7 +124,7 @@ def test_log_line(caplog):
   assert [record.getMessage() for record in caplog.records] == [
     "step 20/1000  loss 6.2500  32 images/s  waiting for data 12%  0:08:10 left  knn_top1 0.5000"]
   assert "1 skipped" in line.describe(20, METRICS | {"skipped": 1})
-  assert line.describe(20, {"skipped": 2}) == "loss nan  2 skipped"
+  assert line.describe(20, {"skipped": 2}) == "2 skipped"
 
 
 def test_progress_bar_draws_and_gives_the_cursor_back():

@@ -101,6 +101,6 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tiny_recipe, tmp_pa
     time.sleep(0.5)
   pair[1].send_signal(signal.SIGTERM)
   ended = [(*process.communicate(timeout=200), process.returncode) for process in pair]
-  assert [code for *_, code in ended] == [0, 0], ended
+  assert [code for *_, code in ended] == [143, 143], ended
   last, = (path.name for path in (workdir / "checkpoints").iterdir())
   assert f"stopped by SIGTERM after step {last}" in ended[0][0]

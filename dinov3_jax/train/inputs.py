@@ -1,0 +1,54 @@
+"""What a run reads: its images, and the batches made of them."""
+
+import logging
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dinov3_jax.data.crops import MultiCrop
+from dinov3_jax.data.pipeline import Pipeline, make_pipeline
+from dinov3_jax.data.sources import Source, open_source
+from dinov3_jax.train import sharding
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, jax.Array]
+
+
+def open_split(config: ConfigDict, split: str) -> Source:
+  """The images of one split of the run's source; raises as `open_source` does."""
+  return open_source(config.data.source, split)
+
+
+def open_held_out(config: ConfigDict) -> Source | None:
+  """The images that evaluations see; None, with a line that says why, without any."""
+  if not config.evals.every:
+    return None
+  try:
+    return open_split(config, "val")
+  except (ValueError, OSError) as error:
+    log.info("no evaluation: %s", error)
+    return None
+
+
+def open_pipeline(config: ConfigDict, source: Source, mesh: Mesh) -> Pipeline:
+  """The stream of batches that the config describes, of them this process's share."""
+  crops, masks = config.crops, config.masks
+  shared = ("locals", "global_scale", "local_scale", "horizontal_flip", "color_strength",
+            "share_color_jitter", "locals_from_globals", "gram_distortions")
+  multi_crops = [
+    MultiCrop(*sizes, patch_size=config.model.patch_size, **{key: crops[key] for key in shared})
+    for sizes in zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes)]
+  return make_pipeline(
+    source, multi_crops, crops.size_weights, config.train.batch_size,
+    shards=sharding.data_shards(mesh), local_shards=sharding.local_shards(mesh),
+    seed=config.seed, workers=config.data.workers, mask_probability=masks.probability,
+    mask_ratio=masks.ratio, mask_circular_shift=masks.circular_shift,
+    max_damaged=config.data.max_damaged)
+
+
+def fetch(pipeline: Pipeline, mesh: Mesh) -> tuple[Batch, Any]:
+  """The next batch, on its way to the devices, and the pipeline's position after it."""
+  return sharding.place_batch(next(pipeline), mesh), pipeline.get_state()

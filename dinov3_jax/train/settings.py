@@ -1,0 +1,101 @@
+"""Settings that cannot work, told before a run costs anything."""
+
+import functools
+import math
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from dinov3_jax.train.schedules import misfits
+from dinov3_jax.train.state import has_gram_teacher
+
+# Settings by the values that they may have: the least, the greatest, and whether those themselves
+# are allowed.
+POSITIVE = (
+  "train.steps", "train.batch_size", "log_every", "checkpoint.every", "checkpoint.keep",
+  "train.prototype_chunks", "model.patch_size", "model.width", "model.depth", "model.num_heads",
+  "crops.locals", *(f"{head}.{key}" for head in ("dino", "ibot")
+                    for key in ("prototypes", "hidden", "bottleneck", "layers")))
+EVALUATION = ("evals.knn_k", "evals.knn_images", "evals.image_size", "evals.picture_size")
+NOT_NEGATIVE = (
+  "data.workers", "checkpoint.keep_every", "checkpoint.minutes", "evals.every", "evals.pictures",
+  "train.max_skipped_steps", "model.storage_tokens", "model.layerscale",
+  "optim.freeze_last_layer_steps", "optim.patch_embed_lr_mult", "optim.dino_head_wd_mult",
+  "gram.refresh_every", "gram.refresh_first", "dino.weight", "ibot.weight", "koleo.weight")
+SHARES = ("data.max_damaged", "masks.probability", "crops.color_strength")  # 0 and 1 included
+BELOW_ONE = ("model.drop_path", "optim.b1", "optim.b2")  # 0 included
+
+
+def check_settings(config: ConfigDict):
+  """Raises a ValueError, one line, for settings that no other part of the code refuses in time."""
+  problems = [*_out_of_range(config), *_unknown(config), *_crops(config), *_schedules(config)]
+  if problems:
+    raise ValueError("; ".join(problems))
+  has_gram_teacher(config)
+
+
+def _get(config: ConfigDict, key: str):
+  return functools.reduce(getattr, key.split("."), config)
+
+
+def _out_of_range(config: ConfigDict) -> Iterator[str]:
+  evaluation = EVALUATION if config.evals.every else ()
+  for keys, fits, said in (
+      ((*POSITIVE, *evaluation), lambda x: x >= 1, "must be at least 1"),
+      (NOT_NEGATIVE, lambda x: x >= 0, "must not be negative"),
+      (SHARES, lambda x: 0 <= x <= 1, "must be a share from 0 to 1"),
+      (BELOW_ONE, lambda x: 0 <= x < 1, "must be at least 0 and below 1")):
+    for key in keys:
+      if not fits(_get(config, key)):
+        yield f"{key} {said}, not {_get(config, key)}"
+  if not config.optim.clip > 0:
+    yield (f"optim.clip must be above 0, not {config.optim.clip}: it is the greatest norm of a "
+           "gradient, and a large one, such as 1e9, clips nothing")
+  if not 0 < config.optim.layerwise_decay <= 1:
+    yield f"optim.layerwise_decay must be above 0 and at most 1, not {config.optim.layerwise_decay}"
+
+
+def _unknown(config: ConfigDict) -> Iterator[str]:
+  if config.train.dtype not in ("float32", "bfloat16", "float16"):
+    yield f"train.dtype must be float32, bfloat16 or float16, not {config.train.dtype!r}"
+  if config.checkpoint.on_error not in ("continue", "stop"):
+    yield f"checkpoint.on_error must be continue or stop, not {config.checkpoint.on_error!r}"
+  if config.model.in_channels != 3:
+    yield f"model.in_channels must be 3, not {config.model.in_channels}: the images are RGB"
+
+
+def _crops(config: ConfigDict) -> Iterator[str]:
+  crops, patch = config.crops, config.model.patch_size
+  lists = ("global_sizes", "local_sizes", "gram_sizes", "size_weights")
+  if len({len(crops[key]) for key in lists}) > 1:
+    yield f"crops.{', '.join(lists)} must be of one length, an entry a resolution"
+  for key in lists[:3]:
+    if not all(isinstance(size, int) for size in crops[key]):
+      yield f"crops.{key} must be whole numbers of pixels, not {tuple(crops[key])}"
+  own = config.gram.teacher == "own"
+  if all(isinstance(size, int) for size in crops.gram_sizes) and {
+      size > 0 for size in crops.gram_sizes} != {own}:
+    yield (f"gram.teacher={config.gram.teacher!r} does not go with crops.gram_sizes="
+           f"{tuple(crops.gram_sizes)}: a teacher of its own needs sizes above 0, no other reads "
+           "them")
+  for key in ("image_size", "picture_size"):
+    if config.evals.every and patch > 0 and config.evals[key] % patch:
+      yield f"evals.{key} {config.evals[key]} is not a multiple of the patch size {patch}"
+
+
+def _schedules(config: ConfigDict) -> Iterator[str]:
+  bounds = dict(lr=(0, math.inf), weight_decay=(0, math.inf), momentum=(0, 1),
+                teacher_temp=(0, math.inf), dino_local_weight=(0, math.inf),
+                gram_weight=(0, math.inf))
+  for name, schedule in config.schedules.items():
+    low, high = bounds[name]
+    for key in ("start", "peak", "end"):
+      if not low <= schedule[key] <= high:
+        said = "must not be negative" if high == math.inf else f"must be from {low} to {high}"
+        yield f"schedules.{name}.{key} {said}, not {schedule[key]}"
+    if schedule.warmup_steps < 0 or (schedule.cosine_steps or 0) < 0:
+      yield f"schedules.{name} has a negative number of steps"
+  if config.schedules.teacher_temp.peak <= 0:
+    yield "schedules.teacher_temp.peak must be above 0"
+  if config.train.steps > 0:
+    yield from misfits(config)

@@ -1,0 +1,42 @@
+import argparse
+
+import pytest
+
+import dinov3_jax
+from dinov3_jax import arguments
+
+
+@pytest.mark.parametrize("text, expected", [("224", 224), ("480,640", (480, 640)), ("07", 7)])
+def test_sizes(text, expected):
+  assert arguments.size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["0", "0,3", "1,2,3", "x", "16,", ",16", "", "-3", "1.5", "²"])
+def test_sizes_that_are_none(text):
+  with pytest.raises(argparse.ArgumentTypeError, match="a size is one number or HEIGHT,WIDTH"):
+    arguments.size(text)
+
+
+def test_patches():
+  assert arguments.patch("0,31") == (0, 31)
+  for text in ("3", "3,", "1,2,3", "-1,2", "²,1", ""):
+    with pytest.raises(argparse.ArgumentTypeError, match="a patch is ROW,COLUMN, counted from 0"):
+      arguments.patch(text)
+
+
+def test_a_parser_with_the_flags_of_a_model(capsys, monkeypatch):
+  monkeypatch.setenv("HOME", "/home/someone")
+  parser = arguments.Parser("name", "Does something.")
+  arguments.add_model(parser)
+  assert vars(parser.parse_args(["--weights", "~/w"])) == dict(
+    weights="/home/someone/w", model=None, dtype=None)
+  for flag, answer in (("--version", f"dinov3_jax {dinov3_jax.__version__}\n"),
+                       ("-h", "usage: python -m dinov3_jax.name ")):
+    with pytest.raises(SystemExit) as stop:
+      parser.parse_args([flag])
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith(answer)
+
+
+def test_the_version_is_that_of_the_package():
+  from importlib.metadata import version
+  assert dinov3_jax.__version__ == version("dinov3_jax")
