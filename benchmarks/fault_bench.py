@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -66,6 +67,14 @@ class Bench:
     process = self.start(workdir, *settings)
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
+
+  def stop_at(self, workdir: pathlib.Path, step: int, *settings: str):
+    """Trains until there is a checkpoint of `step` or later, and stops."""
+    process = self.start(workdir, *settings)
+    while process.poll() is None and max(checkpoints(workdir), default=0) < step:
+      time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=100)
 
   def undisturbed(self, *settings: str) -> dict[str, np.ndarray]:
     """The last state of a run with these settings that was left in peace."""

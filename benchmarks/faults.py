@@ -237,7 +237,7 @@ def full_disk(bench: Bench) -> str:
   mount.mkdir()
   subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(mount)], check=True)
   try:
-    bench.finish(mount / "run", "train.steps=8")
+    bench.stop_at(mount / "run", 8)
     before = checkpoints(mount / "run")
     with contextlib.suppress(OSError), (mount / "filler").open("wb", buffering=0) as file:
       while True:
@@ -260,7 +260,7 @@ def full_disk(bench: Bench) -> str:
 def divergence(bench: Bench) -> str:
   """A run that goes on at a rate of 1e6, and again at its own."""
   workdir = bench.folder / "diverged"
-  bench.finish(workdir, "train.steps=20")
+  bench.stop_at(workdir, 20)
   code, _, err = bench.finish(workdir, "schedules.lr.peak=1e6", "schedules.lr.end=1e6")
   newest = checkpoints(workdir)[-1]
   line = err.strip().splitlines()[-1] if err.strip() else "nothing"
@@ -273,7 +273,7 @@ def divergence(bench: Bench) -> str:
 def two_runs(bench: Bench) -> str:
   """A second run in a folder, while the first trains and after it was killed."""
   workdir = bench.folder / "shared"
-  first = bench.start(workdir, "train.steps=100000", "schedules.lr.cosine_steps=10")
+  first = bench.start(workdir, "train.steps=100000")
   while not checkpoints(workdir) and first.poll() is None:
     time.sleep(0.2)
   code, _, err = bench.finish(workdir)
@@ -286,7 +286,8 @@ def two_runs(bench: Bench) -> str:
   third.kill()
   third.communicate()
   right = bench.ends_right(workdir)
-  return (f"the second: exit code {code}, {err.strip().replace(str(bench.folder), '...')!r}; after "
+  said = err.strip().replace(str(bench.folder), "...")
+  return (f"the second: exit code {code}, {said!r}; after "
           f"the first was killed it {'goes on' if right else 'DOES NOT GO ON'}")
 
 
