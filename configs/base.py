@@ -136,6 +136,10 @@ def get_config() -> ConfigDict:
     train=dict(
       steps=125_000,
       batch_size=2048,  # images a step, over all devices
+      # Parts of a device's images that follow one another: their gradients are averaged, so that
+      # larger batches take no more memory. Sinkhorn balances the whole batch; KoLeo's groups must
+      # divide a part; each part has its own masks and its own draw of stochastic depth.
+      micro_batches=1,
       dtype="bfloat16",  # of the computation; parameters stay float32
       # none | dots: keep matrix products alone | full: keep only each block's input | offload: and
       # that in the host's memory

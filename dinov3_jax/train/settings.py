@@ -13,8 +13,8 @@ from dinov3_jax.train.state import has_gram_teacher
 # are allowed.
 POSITIVE = (
   "train.steps", "train.batch_size", "log_every", "checkpoint.every", "checkpoint.keep",
-  "train.prototype_chunks", "model.patch_size", "model.width", "model.depth", "model.num_heads",
-  "crops.locals", *(f"{head}.{key}" for head in ("dino", "ibot")
+  "train.prototype_chunks", "train.micro_batches", "model.patch_size", "model.width",
+  "model.depth", "model.num_heads", "crops.locals", *(f"{head}.{key}" for head in ("dino", "ibot")
                     for key in ("prototypes", "hidden", "bottleneck", "layers")))
 EVALUATION = ("evals.knn_k", "evals.knn_images", "evals.image_size", "evals.picture_size")
 NOT_NEGATIVE = (

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from dinov3_jax.models.partition import DATA_AXES, local_spec, several
+from dinov3_jax.train.micro_batches import accumulated
 from dinov3_jax.train.objective import make_objective
 from dinov3_jax.train.optimizer import Params, module_norms
 from dinov3_jax.train.schedules import make_schedules
@@ -90,16 +91,18 @@ def make_train_step(config, mesh: Mesh | None = None
 def make_gradients(config, graphs: dict, shapes: Params, mesh: Mesh | None) -> Callable:
   """`gradients(student, teacher, gram_teacher, batch, values, key) -> ((loss, metrics), grads)`.
 
-  On several devices every data shard computes for itself, on its part of the batch.
+  On several devices every data shard computes for itself, on its part of the batch; with
+  `train.micro_batches`, on one part of that after the other.
   """
+  parts = config.train.micro_batches
   if mesh is None or mesh.size == 1:
-    return jax.value_and_grad(make_objective(config, graphs), has_aux=True)
+    return accumulated(make_objective(config, graphs), parts)
   layout = param_specs(mesh, shapes)
-  objective = make_objective(config, graphs, layout, mesh.shape["tensor"])
+  of_parts = accumulated(make_objective(config, graphs, layout, mesh.shape["tensor"]), parts)
   params = jax.tree.map(local_spec, layout)
 
   def of_shard(student, *args):
-    value, grads = jax.value_and_grad(objective, has_aux=True)(student, *args)
+    value, grads = of_parts(student, *args)
     return jax.lax.pmean(value, several()), grads
 
   def gradients(student, teacher, gram_teacher, *args):
