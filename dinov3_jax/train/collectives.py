@@ -86,9 +86,9 @@ def least_bytes(config, student, mesh, resolution: int = 0) -> dict[str, float]:
 
   Parameters cut over `fsdp` are gathered in the computation's dtype: each network's once, and the
   student's blocks again where the backward pass computes them again. Gradients are summed once, in
-  float32. With micro-batches all that is done for each of them, but for the teacher's heads, which
-  are gathered once. Sinkhorn sums a vector over the prototypes in each of three iterations of both
-  losses, and how prototypes are used takes one more of DINO's.
+  float32. With micro-batches, blocks are gathered and all gradients summed for each of them.
+  Sinkhorn sums a vector over the prototypes in each of three iterations of both losses, and how
+  prototypes are used takes one more of DINO's.
   With `tensor` cut, both branches of a block sum their outputs, backward the gradients of their
   inputs, and where a block is computed again, attention's output; the heads' sums are not in here.
 
@@ -108,9 +108,8 @@ def least_bytes(config, student, mesh, resolution: int = 0) -> dict[str, float]:
     held = x.size / math.prod(sizes[a] for a in axes)
     if "fsdp" in axes:
       again = "blocks" in names and config.train.remat != "none"
-      backbone = names[0] == "backbone"
-      passes = (1 + again + (backbone and config.gram.teacher == "own")) * parts
-      passes += parts if backbone else 1  # of the EMA teacher
+      passes = 2 + again + (names[0] == "backbone" and config.gram.teacher == "own")
+      passes *= parts if "blocks" in names else 1
       least["all-gather"] += passes * sent("all-gather", width * held, fsdp)
       least["reduce-scatter"] += parts * sent("reduce-scatter", 4 * held * fsdp, fsdp)
       least["all-reduce"] += parts * sent("all-reduce", 4 * held, sizes["data"])

@@ -48,10 +48,9 @@ def test_parts_make_the_update_of_the_whole_batch(trajectory, parts):
     chex.assert_trees_all_close(several, one, rtol=1e-5, atol=1e-6)
   # AdamW's first steps divide a gradient by its own size, so the moments are what can be compared.
   for name in ("mu", "nu"):
-    scale = lambda x: float(np.abs(x).max())
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * scale(b)),
-      getattr(parted[1].opt_state[1], name), getattr(whole[1].opt_state[1], name))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3,
+                                                    atol=1e-5 * float(np.abs(b).max()))
+    jax.tree.map(close, *(getattr(state.opt_state[1], name) for _, state in (parted, whole)))
 
 
 def test_two_shards_in_two_parts_are_the_same_on_one_device(trajectory):
@@ -145,7 +144,7 @@ def test_parts_that_do_not_divide_are_an_error(tiny_config):
   mesh = sharding.make_mesh(tiny_config, jax.devices()[:2])
   for act in (lambda: sharding.abstract_batch(tiny_config, mesh),
               lambda: inputs.open_pipeline(tiny_config, range(10), mesh)):
-    with pytest.raises(ValueError, match="micro_batches=3 does not divide the 8 images .* 6"):
+    with pytest.raises(ValueError, match=r"micro_batches=3 does not divide the 8 images .* 6"):
       act()
   tiny_config.train.update(batch_size=15, micro_batches=1)
   with pytest.raises(ValueError, match="15 images cannot be spread over 2 data shards"):
