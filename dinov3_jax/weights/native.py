@@ -217,10 +217,14 @@ def _line(folder: epath.Path, error: Exception) -> str:
 
 
 def _is_no_trace_of_orbax(record: logging.LogRecord) -> bool:
-  """Whether to log a line: each thread of Orbax logs the same error with its stack, and damaged
-  files word for word, where one line of ours says what is wrong."""
+  """Whether to log a line: each thread and task of Orbax logs the same error with its stack, and
+  damaged files word for word, where one line of ours says what is wrong."""
+  said = record.getMessage()
+  if record.name == "asyncio":
+    return "orbax" not in said
   return "orbax" not in record.pathname or not (
-    record.exc_info or record.getMessage().startswith("Failed to json parse"))
+    record.exc_info or said.startswith("Failed to json parse"))
 
 
-logging.getLogger("absl").addFilter(_is_no_trace_of_orbax)
+for _name in ("absl", "asyncio"):
+  logging.getLogger(_name).addFilter(_is_no_trace_of_orbax)
