@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
+from flax.traverse_util import flatten_dict
 
 from configs import base
 from dinov3_jax.train import settings
@@ -59,20 +60,53 @@ def test_what_may_be_nothing_is_not_negative(key):
 def test_shares_include_nothing_and_all(key):
   for value in (0.0, 1.0):
     passes(**{key: value})
-  for value in (-0.01, 1.01, float("nan")):
+  for value in (-0.01, 1.01):
     assert problems(**{key: value}) == [f"{key} must be a share from 0 to 1, not {value}"]
 
 
 @pytest.mark.parametrize("key", settings.BELOW_ONE)
 def test_one_itself_is_too_much(key):
   passes(**{key: 0.0})
-  for value in (-0.1, 1.0, float("nan")):
+  for value in (-0.1, 1.0):
     assert problems(**{key: value}) == [f"{key} must be at least 0 and below 1, not {value}"]
 
 
+NUMBERS = sorted(key for key, value in flatten_dict(base.get_config().to_dict(), sep=".").items()
+                 if isinstance(value, float))
+LISTS = sorted(key for key, value in flatten_dict(base.get_config().to_dict(), sep=".").items()
+               if isinstance(value, tuple))
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_every_number_is_finite(key):
+  for value in (float("nan"), float("inf")):
+    assert problems(**{key: value}) == [f"{key} must be finite, not {value}"]
+
+
+@pytest.mark.parametrize("key", sorted(set(LISTS) - set(settings.SIZES)))
+def test_every_list_is_of_finite_numbers(key):
+  value = settings._get(base.get_config(), key)
+  assert problems(**{key: (*value[1:], "a")})[0].startswith(f"{key} must be ")
+  assert problems(**{key: (*value[1:], float("nan"))})[0].startswith(f"{key} must be finite, not ")
+  if key in settings.LENGTHS:
+    for other in ((), value[1:], value + value):
+      assert problems(**{key: other}) == [f"{key} must be {len(value)} numbers, not {other}"]
+
+
+@pytest.mark.parametrize("key", settings.ABOVE_ZERO)
+def test_zero_itself_is_too_little(key):
+  for value in (0.0, -1.0):
+    assert problems(**{key: value}) == [f"{key} must be above 0, not {value}"]
+
+
+def test_images_are_divided_by_something():
+  assert problems(**{"crops.std": (0.2, 0.0, 0.2)}) == [
+    "crops.std must be above 0, not (0.2, 0.0, 0.2)"]
+
+
 @pytest.mark.parametrize("key, good, bad", [
-  ("optim.clip", (1e-6, 1e9), (0.0, -1.0, float("nan"))),
-  ("optim.layerwise_decay", (1e-6, 1.0), (0.0, 1.5, -0.5, float("nan")))])
+  ("optim.clip", (1e-6, 1e9), (0.0, -1.0)),
+  ("optim.layerwise_decay", (1e-6, 1.0), (0.0, 1.5, -0.5))])
 def test_what_must_be_above_zero(key, good, bad):
   for value in good:
     passes(**{key: value})
@@ -98,6 +132,9 @@ def test_lists_of_crops_have_an_entry_a_resolution():
     assert problems(**{f"crops.{key}": two}) == [
       "crops.global_sizes, local_sizes, gram_sizes, size_weights must be of one length, an entry a "
       "resolution"]
+  none = {f"crops.{key}": () for key in ("global_sizes", "local_sizes", "gram_sizes",
+                                         "size_weights")}
+  assert "must be of one length, an entry a resolution" in problems(**none)[0]
 
 
 @pytest.mark.parametrize("key", ["global_sizes", "local_sizes", "gram_sizes"])
@@ -136,9 +173,11 @@ def test_schedules_have_values_that_mean_something(name):
   share = name == "momentum"
   for key in ("start", "peak", "end"):
     said = "must be from 0 to 1" if share else "must not be negative"
-    for value in (-0.5, float("nan"), *([1.5] if share else [])):
+    for value in (-0.5, *([1.5] if share else [])):
       assert f"schedules.{name}.{key} {said}, not {value}" in problems(
         **{f"schedules.{name}.{key}": value})
+  assert problems(**{f"schedules.{name}.trunc_extra": -0.5}) == [
+    f"schedules.{name}.trunc_extra must not be negative, not -0.5"]
   assert problems(**{f"schedules.{name}.warmup_steps": -1}) == [
     f"schedules.{name} has a negative number of steps"]
   assert problems(**{f"schedules.{name}.cosine_steps": -1}) == [
