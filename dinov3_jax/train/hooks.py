@@ -114,7 +114,7 @@ def _kept(path: epath.Path, start: int) -> tuple[list[bytes], int]:
     try:
       step = json.loads(line)["step"]
       if line.endswith(b"\n") and step <= start:
-        kept.append(line)
+        kept.append(line.rstrip() + b"\n")  # without what an editor may have put before its end
     except (ValueError, TypeError, KeyError):
       damaged += 1
   return kept, damaged
@@ -143,6 +143,10 @@ class JsonLines:
       offset, text = self._end, f'{{"step": {step}, {text[1:]}\n'
     data = text.encode()
     if os.pwrite(self._file, data, offset) != len(data):
+      # As it was, or the next line would be joined to a half one, and both lost.
+      os.ftruncate(self._file, self._end)
+      if offset < self._end:
+        os.pwrite(self._file, b"}\n", offset)
       raise OSError(f"{self._path} took only a part of a line")
     self._last, self._end = step, offset + len(data)
 
@@ -168,33 +172,67 @@ class JsonLines:
 
 
 class TensorBoard:
-  """Writes metrics as TensorBoard scalars, the pictures of evaluations, and the settings."""
+  """Writes metrics as TensorBoard scalars, the pictures of evaluations, and the settings.
+
+  An evaluation draws its picture after the first call for its step, so it is looked for at the next
+  call with metrics: for the same step, or, where the evaluation found no numbers, a later one.
+  """
 
   def __init__(self, folder: epath.PathLike, start: int, pictures: epath.PathLike | None = None,
                settings: str = ""):
     """Args:
       folder: to write to.
       start: steps done before; what an earlier process wrote beyond is hidden.
-      pictures: a folder; its `step_*.png` of a step that is written is shown.
+      pictures: a folder; its `step_*.png` of the steps that this is called for are shown.
       settings: a text to show.
     """
-    self._folder, self._start, self._writer = folder, start, None
+    self._folder, self._start, self._writer = epath.Path(folder), start, None
     self._pictures = pictures and epath.Path(pictures)
     self._settings = settings
+    self._step, self._passed = start, []  # steps whose pictures were not looked for yet
 
   def __call__(self, step: int, state: TrainState | None, metrics: dict[str, float]):
-    if metrics and self._writer is None:
-      from tensorboardX import SummaryWriter  # imports torch where there is one: seconds
-      purge = self._start + 1 if self._start else None
-      self._writer = SummaryWriter(str(self._folder), purge_step=purge)
-      if self._settings:
-        code = "".join(f"\n    {line}" for line in self._settings.splitlines())
-        self._writer.add_text("settings", code, step)
-    for name, value in metrics.items():
-      self._writer.add_scalar(name, value, step)
-    if metrics and self._pictures and (path := self._pictures / picture_name(step)).exists():
-      with Image.open(path) as picture:
-        self._writer.add_image("patches", np.asarray(picture), step, dataformats="HWC")
+    if metrics:
+      if self._writer is None:
+        self._open(step)
+      for name, value in metrics.items():
+        self._add(self._summary.scalar(name, value), step)
+      if step == self._start:  # the one before a restart, which is evaluated only now
+        self._passed.append(step)
+      self._show()
+    if step != self._step:
+      self._step = step
+      self._passed.append(step)
+
+  def _open(self, step: int):
+    # Not SummaryWriter: it hands events to a thread, for which its own `flush` does not wait. The
+    # import takes seconds, since it imports torch where there is one.
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    self._folder.mkdir(parents=True, exist_ok=True)
+    self._writer = EventsWriter(f"{self._folder}/events")
+    self._summary, self._event = summary, Event
+    if self._start:
+      self._writer.write_event(Event(wall_time=time.time(), step=self._start + 1,
+                                     session_log=SessionLog(status=SessionLog.START)))
+    if self._settings:
+      code = "".join(f"\n    {line}" for line in self._settings.splitlines())
+      self._add(summary.text("settings", code), step)
+
+  def _add(self, summary, step: int):
+    self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+
+  def _show(self):
+    steps, self._passed = self._passed, []
+    if not self._pictures or not self._pictures.is_dir():
+      return
+    there = {path.name for path in self._pictures.iterdir()}
+    for step in steps:
+      if picture_name(step) in there:
+        with Image.open(self._pictures / picture_name(step)) as picture:
+          pixels = np.asarray(picture)
+        self._add(self._summary.image("patches", pixels, dataformats="HWC"), step)
 
   def flush(self):
     if self._writer is not None:
@@ -202,7 +240,10 @@ class TensorBoard:
 
   def close(self):
     if self._writer is not None:
-      self._writer.close()
+      try:
+        self._show()
+      finally:
+        self._writer.close()
 
 
 def picture_name(step: int) -> str:
