@@ -64,6 +64,11 @@ def test_a_loss_that_varies_much_is_measured_by_that():
   assert watch(*before, dict(loss=41.0)).since == len(before) + 1
 
 
+def test_one_loss_alone_is_no_measure():
+  assert watch(dict(loss=0.01), dict(loss=1.0)).since is None
+  assert watch(dict(loss=0.01), dict(loss=0.01), dict(loss=1.0)).since == 3
+
+
 def test_below_the_past_is_inside():
   assert watch(*calm(ENOUGH), dict(loss=-100.0, norm=0.0)).since is None
 
