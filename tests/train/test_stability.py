@@ -131,7 +131,7 @@ def test_a_rise_is_what_does_not_pass():
 
 def test_a_level_that_lasts_is_taken_as_normal(monkeypatch, caplog):
   monkeypatch.setattr(stability, "ACCEPTED", 20)
-  assert ACCEPTED > RISE  # as in earnest: a rise is told long before
+  assert ACCEPTED > RISE  # so that a rise is told long before
   level = dict(norm=99.0)
   assert watch(*calm(ENOUGH), *[level] * 20).since == ENOUGH + 1
   watching = watch(*calm(ENOUGH), *[level] * 21)
