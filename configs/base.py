@@ -126,6 +126,12 @@ def get_config() -> ConfigDict:
       source="tfds:imagenet2012",  # openmoji | tfds:NAME | a folder of images
       workers=8,  # processes; 0 decodes in threads of this one
       max_damaged=0.01,  # share of unreadable images that stops the run
+      background="",  # colour behind transparent pixels ("white"); "": transparency is dropped
+      # Of grey values of 16 bits is kept: high_byte | range: of each image's own values | a number
+      # of bits as a string, "12" for 12-bit data.
+      depth="high_byte",
+      max_pixels=2**28,  # an image with more is not read; decoding takes up to 7 bytes a pixel
+      big_pixels=2**26,  # images with more are decoded one at a time
     ),
     train=dict(
       steps=125_000,

@@ -29,15 +29,15 @@ def report(workdir: str | os.PathLike, split: str = "test") -> str:
   import jax
   from etils import epath
 
-  from dinov3_jax.data.sources import open_source
   from dinov3_jax.evals.knn import raw_pixels
   from dinov3_jax.train import checkpoint, sharding
   from dinov3_jax.train.evaluation import Evaluation
+  from dinov3_jax.train.images import open_images
   from dinov3_jax.train.state import init_state
 
   folder = checkpoint.locate(workdir)
   config = checkpoint.stored_config(folder)
-  bank, queries = (open_source(config.data.source, name) for name in ("train", split))
+  bank, queries = (open_images(config, name) for name in ("train", split))
   if bank.labels is None or queries.labels is None:
     raise ValueError(f"{config.data.source} has no labels to report a k-NN accuracy on")
   config.mesh.update(data=1, fsdp=-1, tensor=1)  # of the devices here, not of those it trained on

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # slow to import: only where the work begins
   from flax import nnx
 
 SHORTER_SIDE = 512
+MOST = 2**24  # pixels of a picture whose longer side follows the shorter
 
 
 def foreground(patches) -> np.ndarray:
@@ -68,11 +69,19 @@ def fit(image: np.ndarray, size: int | tuple[int, int], patch: int) -> tuple[int
     image: [H, W, 3].
     size: of the shorter side, the longer follows; or (height, width).
     patch: its side. All in pixels.
+
+  Raises:
+    ValueError: the longer side would follow to more than `MOST` pixels in all.
   """
   if not isinstance(size, int):
     sides = size
   else:
-    sides = np.array(image.shape[:2]) * size / min(image.shape[:2])
+    height, width = image.shape[:2]
+    sides = np.array([height, width]) * size / min(height, width)
+    if sides.prod() > max(MOST, size**2):
+      raise ValueError(f"the image of {width:,} x {height:,} pixels would become "
+                       f"{round(sides[1]):,} x {round(sides[0]):,}, more than can be shown: give "
+                       "--size HEIGHT,WIDTH, or cut a part out of it")
   height, width = (max(round(side / patch), 1) * patch for side in sides)
   return height, width
 

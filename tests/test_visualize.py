@@ -75,6 +75,14 @@ def test_sizes_are_whole_patches(size, expected):
   assert visualize.fit(blob(), size, 8) == expected
 
 
+def test_a_line_of_pixels_is_not_enlarged():
+  line = np.zeros((1, 20_000, 3), np.uint8)
+  with pytest.raises(ValueError, match=r"20,000 x 1 pixels would become 10,240,000 x 512.*--size"):
+    visualize.fit(line, 512, 16)
+  assert visualize.fit(line, (64, 640), 16) == (64, 640)
+  assert visualize.fit(np.zeros((10, 300, 3), np.uint8), 512, 16) == (512, 15360)
+
+
 def test_picture():
   model, prepare = open_model("random", "vits16")
   prepare = dataclasses.replace(prepare, size=(80, 120))

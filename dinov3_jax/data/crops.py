@@ -15,6 +15,9 @@ from PIL import Image
 from dinov3_jax.data import augment
 
 ASPECT = (3 / 4, 4 / 3)
+GAP = 3.0  # how many times larger than the result an image stays that is averaged first
+WIDEST = 16  # times its height, of what an evaluation looks at
+BAND = 2**22  # pixels that Pillow gets a copy of at once, where it can do with a part
 
 
 def random_window(height: int, width: int, scale: tuple[float, float],
@@ -45,17 +48,41 @@ def random_window(height: int, width: int, scale: tuple[float, float],
   return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resize(image: Image.Image, height: int, width: int) -> Image.Image:
+def resize(image: np.ndarray | Image.Image, height: int, width: int) -> np.ndarray:
   """Bicubic, antialiased when it shrinks; more than sixfold, averaged by a whole factor first.
 
   So far apart, the two differ by next to nothing, and a large photograph takes a fraction of the
   time. The usual sizes never get there and are exactly the reference's.
+
+  Args:
+    image: uint8 [H, W, 3], or a Pillow image in RGB.
+    height, width: of the result, pixels.
+
+  Returns:
+    uint8 [height, width, 3].
   """
-  return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+  if isinstance(image, Image.Image):
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=GAP))
+  rows, columns = image.shape[:2]
+  down, across = (max(int(had / gets / GAP), 1) for had, gets in ((rows, height), (columns, width)))
+  box = None
+  if rows * columns > BAND and down * across > 1:
+    # As Pillow does with a reducing_gap, but without a second copy of the large image.
+    small = np.empty((-(-rows // down), -(-columns // across), 3), np.uint8)
+    step = max(BAND // columns // down, 1)  # rows of the small one
+    for top in range(0, len(small), step):
+      band = Image.fromarray(image[top * down : (top + step) * down])
+      small[top : top + step] = band.reduce((across, down))
+    image, box = small, (0, 0, columns / across, rows / down)
+  resized = Image.fromarray(image).resize(
+    (width, height), Image.Resampling.BICUBIC, box, None if box else GAP)
+  return np.asarray(resized)
 
 
 def center_crop(image: np.ndarray, size: int, shorter: int | None = None) -> np.ndarray:
   """What evaluations see: the shorter side resized (bicubic), then the middle square.
+
+  Of an image whose sides are to each other as 1 to 16 or more, the middle is cut out before.
 
   Args:
     image: uint8 [H, W, 3].
@@ -70,11 +97,15 @@ def center_crop(image: np.ndarray, size: int, shorter: int | None = None) -> np.
   if shorter < size:
     raise ValueError(f"cannot cut {size} px from images resized to {shorter} px; "
                      f"resize to at least {size}")
-  height, width = image.shape[:2]
-  least = min(height, width)
+  least = min(image.shape[:2])
+  # Or a line of pixels, enlarged, would fill the memory.
+  height, width = (min(side, WIDEST * least + (side + WIDEST * least) % 2)
+                   for side in image.shape[:2])
+  top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+  image = image[top : top + height, left : left + width]
   height, width = shorter * height // least, shorter * width // least
   if image.shape[:2] != (height, width):
-    image = np.asarray(resize(Image.fromarray(image), height, width))
+    image = resize(image, height, width)
   top, left = round((height - size) / 2), round((width - size) / 2)
   return image[top : top + size, left : left + size]
 
@@ -170,7 +201,8 @@ class MultiCrop:
     """
     if self.share_color_jitter:
       image = augment.distort_color(image, rng, self.color_strength)
-    picture = Image.fromarray(image)
+    # Pillow's copy of the whole is faster to cut from, unless it is large.
+    picture = image if image.shape[0] * image.shape[1] > BAND else Image.fromarray(image)
     bases = [self._cut(picture, max(self.global_size, self.gram_size), self.global_scale, rng)
              for _ in range(2)]
     crops = {name: np.empty(shape, np.uint8) for name, shape in self.shapes.items()}
@@ -196,12 +228,15 @@ class MultiCrop:
       crops["local_crops"][i] = view[top : top + side, left : left + side]
     return crops
 
-  def _cut(self, picture: Image.Image, size: int, scale: tuple[float, float],
+  def _cut(self, picture: np.ndarray | Image.Image, size: int, scale: tuple[float, float],
            rng: np.random.Generator) -> np.ndarray:
-    top, left, height, width = random_window(picture.height, picture.width, scale, rng)
-    # Not resize(box=...): that would let pixels from outside the window into its border.
-    window = picture.crop((left, top, left + width, top + height))
-    crop = np.asarray(resize(window, size, size))
+    whole = isinstance(picture, np.ndarray)
+    height, width = picture.shape[:2] if whole else (picture.height, picture.width)
+    top, left, height, width = random_window(height, width, scale, rng)
+    # Not Pillow's resize(box=...): that would let pixels from outside the window into its border.
+    window = (picture[top : top + height, left : left + width] if whole else
+              picture.crop((left, top, left + width, top + height)))
+    crop = resize(window, size, size)
     return cv2.flip(crop, 1) if rng.random() < 0.5 and self.horizontal_flip else crop
 
   def _distort(self, crop: np.ndarray, rng: np.random.Generator, blur: float,
@@ -214,4 +249,4 @@ class MultiCrop:
 def _square(image: np.ndarray, size: int) -> np.ndarray:
   if image.shape[0] == size:
     return image
-  return np.asarray(resize(Image.fromarray(image), size, size))
+  return resize(image, size, size)

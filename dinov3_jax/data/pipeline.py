@@ -4,29 +4,46 @@ Everything random in a batch is drawn from (seed, what it is for, its global num
 is the same for any number of workers and processes, and step n is reached without the steps before.
 """
 
+import atexit
 import dataclasses
+import errno
+import functools
+import logging
+import math
 import os
+import re
 import signal
 import threading
+import warnings
+import weakref
 from collections.abc import Sequence
 from multiprocessing import connection, parent_process
 
 import grain
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
+from dinov3_jax.data import shared_memory
 from dinov3_jax.data.crops import MultiCrop
 from dinov3_jax.data.decode import DamagedImage
 from dinov3_jax.data.masks import mask_counts, shard_masks
 from dinov3_jax.data.sources.base import Source
 
+log = logging.getLogger(__name__)
+
+FULL = (f"{shared_memory.FOLDER} is full; take fewer data.workers, or give it more (docker run "
+        "--shm-size=8g)")
 MIN_SEEN = 100  # images, before a share of damaged ones means anything
 DAMAGED = "damaged"  # travels with a batch from the workers to the main process
 LAST_STEP = 2**40
 CROPS, MASKS, SIZES = range(3)  # what randomness is for
 
 
-class TooManyDamaged(RuntimeError):
+class DataError(OSError):
+  """There are no more batches, for the reason that is given in one line."""
+
+
+class TooManyDamaged(DataError):
   """More of the images cannot be read than is tolerated."""
 
 
@@ -54,24 +71,38 @@ class BatchMaker:
                for shard in self.local_shards for i in range(of_shard)]
     batch = {name: np.empty((len(numbers), *shape), np.uint8)
              for name, shape in crop.shapes.items()}
-    damaged = []
+    replaced, damaged = 0, []
     for i, number in enumerate(numbers):
-      image = self._read(self.order[number], damaged)
+      image, messages = self._read(self.order[number])
+      replaced += bool(messages)
+      damaged += messages
       for name, crops in crop(image, self._rng(CROPS, number)).items():
         batch[name][i] = crops
-    return {**batch, **self._masks(step, crop), DAMAGED: damaged}
+    return {**batch, **self._masks(step, crop), DAMAGED: (replaced, damaged)}
+
+  @property
+  def nbytes(self) -> int:
+    """The size of the largest batch, at most."""
+    images = self.batch_size // self.shards * len(self.local_shards)
+
+    def size(crop):  # of masks, indices and weights a patch takes 1 + 4 + 4 bytes
+      return (sum(math.prod(shape) for shape in crop.shapes.values())
+              + 2 * (crop.global_size // crop.patch_size) ** 2 * 9)
+
+    return images * max(map(size, self.multi_crops))
 
   def _rng(self, purpose: int, *number: int) -> np.random.Generator:
     return np.random.default_rng([self.seed, purpose, *number])
 
-  def _read(self, index: int, damaged: list[str]) -> np.ndarray:
-    """The image at `index`, or the next one that can be read."""
-    for i in range(MIN_SEEN):
+  def _read(self, index: int) -> tuple[np.ndarray, list[str]]:
+    """The image at `index`, or the next one that can be read, and why those before cannot."""
+    damaged = []
+    for i in range(len(self.source)):
       try:
-        return self.source[(index + i) % len(self.source)]["image"]
+        return self.source[(index + i) % len(self.source)]["image"], damaged
       except DamagedImage as error:
         damaged.append(str(error))
-    raise TooManyDamaged(f"{MIN_SEEN} images in a row cannot be read ({damaged[0]}); "
+    raise TooManyDamaged(f"none of the {len(self.source):,} images can be read ({damaged[0]}); "
                          "check the data set")
 
   def _masks(self, step: int, crop: MultiCrop) -> dict[str, np.ndarray]:
@@ -98,17 +129,24 @@ class Pipeline:
     self._seen = self._damaged = 0
     self._named = set()
     self._step, self._batches = 0, None
+    self._at_exit = functools.partial(_close, weakref.ref(self))
 
   def __iter__(self):
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    if self._batches is None:
-      self._batches = self._start()
-    batch = next(self._batches)
+    try:
+      if self._batches is None:
+        self._batches = self._start()
+        atexit.register(self._at_exit)
+      batch = next(self._batches)
+    except Exception as error:
+      self.close()
+      log.debug("no more batches", exc_info=error)
+      raise _explain(error) from None
     self._step += 1
-    self._count(batch.pop(DAMAGED), len(batch["global_crops"]))
-    return batch
+    self._count(*batch.pop(DAMAGED), len(batch["global_crops"]))
+    return {name: shared_memory.own(array) for name, array in batch.items()}
 
   def get_state(self) -> dict[str, int]:
     """The position, ready for JSON: the number of batches given, equal in all processes."""
@@ -124,6 +162,8 @@ class Pipeline:
     if self._batches is not None:
       self._batches.close()
       self._batches = None
+      atexit.unregister(self._at_exit)
+      shared_memory.settle()
 
   def _start(self) -> grain.DatasetIterator:
     if not flags.FLAGS.is_parsed():
@@ -135,16 +175,34 @@ class Pipeline:
       return iter(steps.to_iter_dataset(grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=threads + 1)))
     serial = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    batches = steps.to_iter_dataset(serial)
+    if not self._fits():
+      batches = grain.experimental.WithOptionsIterDataset(
+        batches, grain.experimental.DatasetOptions(min_shm_size=2**62))
     options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
-    return iter(steps.to_iter_dataset(serial).mp_prefetch(options, _start_worker))
+    return iter(batches.mp_prefetch(options, _start_worker))
 
-  def _count(self, damaged: list[str], images: int) -> None:
-    self._seen += images + len(damaged)
-    self._damaged += len(damaged)
+  def _fits(self) -> bool:
+    """Whether shared memory has room for the batches; says so where it has not."""
+    # Of each worker, one waits to be put in its queue, one is in there, one waits to be put in the
+    # queue of the thread that reads it, and one is in there; one more is being copied.
+    needed, free = (4 * self._workers + 1) * self._maker.nbytes, shared_memory.free()
+    if free is None or needed <= free:
+      return True
+    log.warning(
+      "batches of %s take up to %s of shared memory with %d workers, and %s has %s left: they go "
+      "through pipes, which is slower; give it more (docker run --shm-size=%dg)",
+      _size(self._maker.nbytes), _size(needed), self._workers, shared_memory.FOLDER, _size(free),
+      max(-(-needed // 2**30), 1))
+    return False
+
+  def _count(self, replaced: int, damaged: list[str], images: int) -> None:
+    self._seen += images
+    self._damaged += replaced
     for message in damaged:
       if message not in self._named:
         self._named.add(message)
-        logging.warning("Damaged image, replaced by the next one: %s.", message)
+        log.warning("Damaged image, replaced by the next one: %s.", message)
     if self._seen >= MIN_SEEN and self._damaged > self._max_damaged * self._seen:
       raise TooManyDamaged(
         f"{self._damaged} of {self._seen} images ({self._damaged / self._seen:.1%}) cannot be "
@@ -152,9 +210,48 @@ class Pipeline:
         f"{next(iter(self._named))}")
 
 
+def _close(reference: weakref.ref):
+  """Closes a pipeline that is still there when the program ends."""
+  pipeline = reference()
+  if pipeline is not None:
+    pipeline.close()
+
+
+def _size(count: int) -> str:
+  return f"{count / 2**20:,.0f} MiB"
+
+
+def _explain(error: Exception) -> DataError:
+  """One line on what ended the batches."""
+  if isinstance(error, DataError):
+    return type(error)(str(error))
+  died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+  if died:
+    code = int(died[1])
+    try:
+      how = f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+      how = "ended by itself"
+    why = {-signal.SIGKILL: ", which is what a machine without memory does: take fewer "
+                            "data.workers or smaller batches",
+           -signal.SIGBUS: f": {FULL}"}
+    return DataError(f"a process that makes batches {how} (exit code {code})"
+                     + why.get(code, "; with data.workers=0 there are none, and errors say more"))
+  if isinstance(error, MemoryError):
+    return DataError("there is no memory left to make batches: take fewer data.workers, smaller "
+                     "batches, or a lower data.max_pixels")
+  reason = " ".join(str(error).split())
+  if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    reason += f": {FULL}"
+  if not isinstance(error, OSError):
+    reason = f"{type(error).__name__}: {reason}"
+  return DataError(f"no more batches can be made: {reason}")
+
+
 def _start_worker(index: int, count: int) -> None:
-  """Leaves Ctrl-C to the main process, and never outlives it."""
+  """Leaves Ctrl-C to the main process, never outlives it, and is silent on odd metadata."""
   del index, count
+  warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = parent_process()
 
@@ -182,11 +279,16 @@ def make_pipeline(source: Source, multi_crops: Sequence[MultiCrop], size_weights
     batch_size: images a step, over all processes.
     shards: data shards, over all processes.
     seed: below 2**32; all randomness follows from it.
-    workers: processes that make batches; 0 takes threads of this one.
+    workers: processes that make batches; 0 takes threads of this one. They hand batches over in
+      shared memory, or, where that has too little room, through pipes.
     mask_probability, mask_ratio, mask_circular_shift: see `masks.shard_masks`.
-    max_damaged: share of unreadable images above which iteration raises `TooManyDamaged`, once
-      100 images were seen. Below it, the next readable image of the source stands in.
+    max_damaged: share of unreadable images, of those drawn, above which iteration raises
+      `TooManyDamaged`, once 100 images were seen. Below it, the next readable image of the source
+      stands in; iteration stops anyhow where there is none.
     local_shards: those that this process makes, one after the other; None: all.
+
+  Returns:
+    The pipeline. Whatever keeps it from making a batch is raised by `next` as a `DataError`.
 
   Raises:
     ValueError: sizes or counts that do not fit together.
@@ -200,6 +302,11 @@ def make_pipeline(source: Source, multi_crops: Sequence[MultiCrop], size_weights
   if batch_size < 1 or batch_size % shards:
     raise ValueError(f"a batch of {batch_size} images cannot be spread over {shards} data shards; "
                      f"take a multiple of {shards}")
+  if workers < 0:
+    raise ValueError(f"workers (data.workers) is {workers}: take a number of processes, or 0 for "
+                     "threads of this one")
+  if not 0 <= max_damaged <= 1:
+    raise ValueError(f"max_damaged {max_damaged} must be a share of the images, in [0, 1]")
   if not 0 <= seed < 2**32:
     raise ValueError(f"seed {seed} must lie in [0, 2**32)")
   mask_counts(0, 0, mask_probability, mask_ratio)  # raises now rather than in a worker

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 import re
 from typing import Any, Literal
 
@@ -10,12 +9,13 @@ import numpy as np
 from PIL import Image
 
 from dinov3_jax.data.crops import center_crop
-from dinov3_jax.data.decode import decode
+from dinov3_jax.data.decode import Decoder, decode
 from dinov3_jax.weights.contents import is_count, is_number, read_json, require
 from dinov3_jax.weights.places import expand, is_native
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of RGB in [0, 1]
 LARGEST = 16384  # side of an image that a file of settings may ask for, pixels
+BAND = 2**22  # pixels that are turned into floats at once
 SATELLITE = ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))  # of the weights trained on SAT-493M
 
 
@@ -32,12 +32,14 @@ class Preprocess:
       "shorter" resizes the shorter side to 8/7 of `size` (256 for 224), bicubic on uint8, and cuts
         out the middle, as the reference's k-NN and linear evaluations do.
       None leaves the size as it is.
+    decoder: of files and Pillow images.
   """
 
   mean: tuple[float, float, float] = IMAGENET[0]
   std: tuple[float, float, float] = IMAGENET[1]
   size: int | tuple[int, int] = 224
   resize: Literal["square", "shorter"] | None = "square"
+  decoder: Decoder = decode
 
   def __post_init__(self):
     if self.resize not in ("square", "shorter", None):
@@ -55,19 +57,20 @@ class Preprocess:
     """Prepares an image, or a batch of equal sizes.
 
     Args:
-      image: uint8 [H, W, 3] or [B, H, W, 3] in RGB, a Pillow image, or the path of a file.
+      image: uint8 [H, W, 3] or [B, H, W, 3] in RGB, a Pillow image of any mode, or the path of a
+        file. Files and Pillow images are turned upright by their EXIF orientation alike.
 
     Returns:
       float32 [h, w, 3] or [B, h, w, 3].
 
     Raises:
-      ValueError: an array of another shape or dtype.
-      DamagedImage: a file that is no image.
+      ValueError: an array of another shape or dtype, a Pillow image that the decoder refuses.
+      DamagedImage: a file that is no image, or that the decoder refuses.
     """
     if isinstance(image, str | os.PathLike):
-      image = decode(pathlib.Path(image), str(image))
+      image = self.decoder(image, image)
     elif isinstance(image, Image.Image):
-      image = image.convert("RGB")
+      image = self.decoder.rgb(image)
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
       raise ValueError("an image must be uint8 [H, W, 3], or [B, H, W, 3], in RGB, not "
@@ -76,16 +79,38 @@ class Preprocess:
       return np.stack([self(single) for single in image])
     if self.resize == "shorter":
       image = center_crop(image, self.size, self.size * 8 // 7)
-    x = image.astype(np.float32) / 255
     if self.resize == "square":
-      x = _stretch(x, *self._shape)
-    return (x - np.float32(self.mean)) / np.float32(self.std)
+      x = _stretch(image, *self._shape)
+    else:
+      x = image.astype(np.float32)
+      x /= 255
+    x -= np.float32(self.mean)
+    x /= np.float32(self.std)
+    return x
 
 
-def _stretch(x: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Bilinear, antialiased resize of float32 [H, W, C]."""
-  return np.stack([np.asarray(Image.fromarray(channel).resize((width, height), Image.BILINEAR))
-                   for channel in np.moveaxis(x, -1, 0)], axis=-1)
+def _stretch(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Bilinear, antialiased resize of uint8 [H, W, C] in floats, to float32 in [0, 1].
+
+  Of a large image, one channel at a time is in floats, and only once.
+  """
+  rows = max(BAND // image.shape[1], 1)
+  x = np.empty((height, width, image.shape[2]), np.float32)
+  for channel in range(image.shape[2]):
+    x[..., channel] = _floats(image[..., channel], rows).resize((width, height), Image.BILINEAR)
+  return x
+
+
+def _floats(channel: np.ndarray, rows: int) -> Image.Image:
+  """A Pillow image of floats in [0, 1] from uint8 [H, W], made of so many rows at once."""
+  bands = (Image.fromarray(channel[top : top + rows].astype(np.float32) / 255)
+           for top in range(0, len(channel), rows))
+  if rows >= len(channel):
+    return next(bands)
+  picture = Image.new("F", channel.shape[::-1])
+  for i, band in enumerate(bands):
+    picture.paste(band, (0, i * rows))
+  return picture
 
 
 def preprocess(weights: str | os.PathLike = "", size: int | tuple[int, int] | None = None,

@@ -19,7 +19,11 @@ def printable(name: str | os.PathLike) -> str:
   bytes and control characters become `\\xNN`, and all other names stay as they are. Open files by
   the true name.
   """
-  text = os.fsencode(name).decode("utf-8", "backslashreplace")
+  try:
+    data = os.fsencode(name)
+  except UnicodeEncodeError:  # surrogates that do not come from a file system
+    data = os.fspath(name).encode("utf-8", "backslashreplace")
+  text = data.decode("utf-8", "backslashreplace")
   return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 

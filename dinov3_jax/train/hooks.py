@@ -186,45 +186,57 @@ class TensorBoard:
       pictures: a folder; its `step_*.png` of the steps that this is called for are shown.
       settings: a text to show.
     """
-    self._folder, self._start, self._writer = epath.Path(folder), start, None
+    self._folder, self._start, self._writer, self._files = epath.Path(folder), start, None, 0
     self._pictures = pictures and epath.Path(pictures)
     self._settings = settings
     self._step, self._passed = start, []  # steps whose pictures were not looked for yet
 
   def __call__(self, step: int, state: TrainState | None, metrics: dict[str, float]):
+    if step == self._start and metrics:  # the one before a restart, which is evaluated only now
+      self._passed.append(step)
+    passed = self._passed
     if metrics:
-      if self._writer is None:
-        self._open(step)
-      for name, value in metrics.items():
-        self._add(self._summary.scalar(name, value), step)
-      if step == self._start:  # the one before a restart, which is evaluated only now
-        self._passed.append(step)
-      self._show()
+      self._passed = []
     if step != self._step:
       self._step = step
-      self._passed.append(step)
+      self._passed = [*self._passed, step]
+    if metrics:
+      self._write(step, metrics, passed)
 
-  def _open(self, step: int):
-    # Not SummaryWriter: it hands events to a thread, for which its own `flush` does not wait. The
-    # import takes seconds, since it imports torch where there is one.
-    from tensorboardX import summary
+  def _write(self, step: int, metrics: dict[str, float], passed: list[int]):
+    from tensorboardX import summary  # imports torch where there is one: seconds
+    if self._writer is None:
+      self._open(step, summary)
+    for name, value in metrics.items():
+      self._add(step, summary.scalar(name, value))
+    self._show(passed, summary)
+
+  def _open(self, step: int, summary):
+    # Not its SummaryWriter: it hands events to a thread, for which its `flush` does not wait, and
+    # which dies of a full disk and leaves this one waiting for ever.
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.event_pb2 import SessionLog
     self._folder.mkdir(parents=True, exist_ok=True)
-    self._writer = EventsWriter(f"{self._folder}/events")
-    self._summary, self._event = summary, Event
-    if self._start:
-      self._writer.write_event(Event(wall_time=time.time(), step=self._start + 1,
-                                     session_log=SessionLog(status=SessionLog.START)))
+    self._writer = EventsWriter(str(self._folder / "events"), f".{os.getpid()}.{self._files}")
+    if self._start and not self._files:
+      self._put(step=self._start + 1, session_log=SessionLog(status=SessionLog.START))
+    self._files += 1
     if self._settings:
       code = "".join(f"\n    {line}" for line in self._settings.splitlines())
-      self._add(summary.text("settings", code), step)
+      self._add(step, summary.text("settings", code))
 
-  def _add(self, summary, step: int):
-    self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+  def _add(self, step: int, content):
+    self._put(step=step, summary=content)
 
-  def _show(self):
-    steps, self._passed = self._passed, []
+  def _put(self, **content):
+    from tensorboardX.proto.event_pb2 import Event
+    try:
+      self._writer.write_event(Event(wall_time=time.time(), **content))
+    except OSError:
+      self._writer = None  # a file that ends amid a record is read up to there: begin another
+      raise
+
+  def _show(self, steps: list[int], summary):
     if not self._pictures or not self._pictures.is_dir():
       return
     there = {path.name for path in self._pictures.iterdir()}
@@ -232,7 +244,7 @@ class TensorBoard:
       if picture_name(step) in there:
         with Image.open(self._pictures / picture_name(step)) as picture:
           pixels = np.asarray(picture)
-        self._add(self._summary.image("patches", pixels, dataformats="HWC"), step)
+        self._add(step, summary.image("patches", pixels, dataformats="HWC"))
 
   def flush(self):
     if self._writer is not None:
@@ -240,10 +252,12 @@ class TensorBoard:
 
   def close(self):
     if self._writer is not None:
+      from tensorboardX import summary
       try:
-        self._show()
+        self._show(self._passed, summary)
       finally:
-        self._writer.close()
+        if self._writer is not None:
+          self._writer.close()
 
 
 def picture_name(step: int) -> str:

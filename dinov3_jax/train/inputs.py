@@ -9,17 +9,13 @@ from ml_collections import ConfigDict
 
 from dinov3_jax.data.crops import MultiCrop
 from dinov3_jax.data.pipeline import Pipeline, make_pipeline
-from dinov3_jax.data.sources import Source, open_source
+from dinov3_jax.data.sources import Source
 from dinov3_jax.train import sharding
+from dinov3_jax.train.images import open_images
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, jax.Array]
-
-
-def open_split(config: ConfigDict, split: str) -> Source:
-  """The images of one split of the run's source; raises as `open_source` does."""
-  return open_source(config.data.source, split)
 
 
 def open_held_out(config: ConfigDict) -> Source | None:
@@ -27,7 +23,7 @@ def open_held_out(config: ConfigDict) -> Source | None:
   if not config.evals.every:
     return None
   try:
-    return open_split(config, "val")
+    return open_images(config, "val")
   except (ValueError, OSError) as error:
     log.info("no evaluation: %s", error)
     return None

@@ -16,7 +16,8 @@ from dinov3_jax.data.pipeline import Pipeline
 from dinov3_jax.data.sources import Source
 from dinov3_jax.train import checkpoint, compiler, processes, sharding
 from dinov3_jax.train.checkpoint import DamagedCheckpoint
-from dinov3_jax.train.inputs import Batch, fetch, open_held_out, open_pipeline, open_split
+from dinov3_jax.train.images import open_images
+from dinov3_jax.train.inputs import Batch, fetch, open_held_out, open_pipeline
 from dinov3_jax.train.settings import check_settings
 from dinov3_jax.train.state import TrainState, init_state
 from dinov3_jax.train.step import make_train_step
@@ -75,7 +76,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
   workdir = epath.Path(workdir).expanduser()
   check_settings(config)
   mesh = sharding.make_mesh(config)
-  source = open_split(config, "train")
+  source = open_images(config, "train")
   pipeline = open_pipeline(config, source, mesh)
   check_writable(workdir)
   if jax.process_index() == 0:

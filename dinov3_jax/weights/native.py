@@ -181,13 +181,13 @@ def _restore(folder: epath.Path, abstract: Any) -> Any:
   arguments = ocp.args.PyTreeRestore(
     abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
     partial_restore=True)
+  _ignore_abandoned_reads()
   try:
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder / "state", arguments)
   except jax.errors.JaxRuntimeError:
     raise  # of the devices, such as too little memory
   except Exception as error:
     reason = _line(folder, error)
-  _ignore_abandoned_reads()
   # Without the error itself, whose stack holds on to all the reads that it has ended.
   raise DamagedCheckpoint(folder, reason)
 

@@ -198,3 +198,43 @@ def test_center_crop():
   assert center_crop(picture(81, 60), 32).shape == (32, 32, 3)
   with pytest.raises(ValueError, match="resize to at least 32"):
     center_crop(image, 32, 24)
+
+
+@pytest.mark.parametrize("shape", [(2500, 3100), (1999, 7001), (7001, 1999), (5, 900_000)])
+def test_large_images_are_reduced_in_parts_as_pillow_does_at_once(shape):
+  image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+  for height, width in ((96, 96), (224, 224), (300, 512)):
+    whole = Image.fromarray(image).resize((width, height), Image.BICUBIC, reducing_gap=3.0)
+    np.testing.assert_array_equal(crops.resize(image, height, width), whole)
+
+
+def test_windows_of_large_images_are_those_of_small_ones(monkeypatch):
+  image, crop = picture(), MultiCrop(32, 16, locals=3, gram_size=48)
+  small = crop(image, np.random.default_rng(0))
+  monkeypatch.setattr(crops, "BAND", 1)
+  for name, views in crop(image, np.random.default_rng(0)).items():
+    np.testing.assert_array_equal(views, small[name])
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (3, 1_000)])
+def test_a_line_of_pixels_takes_little_memory(shape, monkeypatch):
+  largest = []
+  real = crops.resize
+  monkeypatch.setattr(crops, "resize", lambda image, height, width:
+                      largest.append(height * width) or real(image, height, width))
+  image = np.zeros((*shape, 3), np.uint8)
+  middle = tuple(slice(side // 2 - 4, side // 2 + 4) if side > 8 else slice(None) for side in shape)
+  image[middle] = 200
+  assert center_crop(image, 224, 256).shape == (224, 224, 3)
+  views = MultiCrop(32, 16)(image, np.random.default_rng(0))
+  assert {name: x.shape for name, x in views.items()} == MultiCrop(32, 16).shapes
+  assert max(largest) <= 16 * 256**2
+  assert center_crop(image, 224)[112, 112].tolist() == [200, 200, 200]  # still the middle
+
+
+@pytest.mark.parametrize("width", [159, 160])
+def test_an_image_of_one_to_sixteen_is_resized_as_a_whole(width):
+  image = picture(10, width)
+  whole = np.asarray(Image.fromarray(image).resize((32 * width // 10, 32), Image.BICUBIC))
+  left = round((whole.shape[1] - 32) / 2)
+  np.testing.assert_array_equal(center_crop(image, 32), whole[:, left : left + 32])

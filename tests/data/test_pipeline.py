@@ -1,15 +1,22 @@
 """The stream: the same for any number of workers and processes, and restored exactly."""
 
+import errno
 import json
+import os
+import re
+import signal
+import sys
 
+import cloudpickle
 import numpy as np
 import pytest
 from PIL import Image
 
 from dinov3_jax.data import pipeline as pipeline_module
+from dinov3_jax.data import shared_memory
 from dinov3_jax.data.crops import MultiCrop
 from dinov3_jax.data.masks import masked_count
-from dinov3_jax.data.pipeline import TooManyDamaged, make_pipeline
+from dinov3_jax.data.pipeline import DataError, TooManyDamaged, make_pipeline
 from dinov3_jax.data.sources import DamagedImage, open_source
 
 SMALL = MultiCrop(32, 16, locals=2, patch_size=8)
@@ -193,17 +200,100 @@ def test_too_many_damaged_images_stop_the_run():
 
 
 def test_nothing_but_damage_stops_at_once():
-  pipeline = stream(Plain(300, damaged=range(300)), crops=[Whole()], weights=[1.0])
-  with pytest.raises(TooManyDamaged, match="100 images in a row"):
+  pipeline = stream(Plain(300, damaged=range(300)), crops=[Whole()], weights=[1.0], max_damaged=1)
+  with pytest.raises(TooManyDamaged, match="none of the 300 images can be read"):
     next(pipeline)
   pipeline.close()
+
+
+def test_only_the_share_of_damaged_images_decides():
+  source = Plain(250, damaged=range(240))  # long stretches of damage, over the end
+  pipeline = stream(source, crops=[Whole()], weights=[1.0], batch_size=25, shards=1, max_damaged=1)
+  seen = np.concatenate([batch["global_crops"][:, 0, 0, 0, 0] for batch in take(pipeline, 10)])
+  assert set(seen) == set(range(240, 250))
+  strict = stream(source, crops=[Whole()], weights=[1.0], batch_size=25, shards=1, max_damaged=0.9)
+  with pytest.raises(TooManyDamaged, match=r"of 100 images \(9\d\.0%\)"):
+    take(strict, 10)
+
+
+class Failing(Plain):
+  """Raises an error that is no damage, or ends its process, in place of an image."""
+
+  def __init__(self, failure):
+    super().__init__(64)
+    self.failure = failure
+
+  def __getitem__(self, index):
+    if index == 5:
+      if isinstance(self.failure, int):
+        os.kill(os.getpid(), self.failure)
+      raise self.failure
+    return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("failure, message", [
+  (FileNotFoundError("the folder is\nnot there"), "made: the folder is not there$"),
+  (MemoryError(), "no memory left .* fewer data.workers"),
+  (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: /dev/shm is full"),
+  (KeyError("image"), "KeyError: 'image'")])
+def test_what_ends_the_batches_is_one_line(failure, message):
+  pipeline = stream(Failing(failure), crops=[SMALL], weights=[1.0])
+  with pytest.raises(DataError, match=message) as error:
+    take(pipeline, 20)
+  assert error.value.__cause__ is None and error.value.__suppress_context__
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("failure, message", [
+  (signal.SIGKILL, r"SIGKILL \(exit code -9\).*without memory.*fewer data\.workers"),
+  (PermissionError("the disk is locked"), "made: the disk is locked")])
+def test_workers_fail_in_one_line(failure, message, capfd):
+  cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which workers cannot import
+  pipeline = stream(Failing(failure), crops=[SMALL], weights=[1.0], workers=2)
+  with pytest.raises(DataError, match=message):
+    take(pipeline, 20)
+  assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("code, message", [
+  (-signal.SIGBUS, "SIGBUS.*/dev/shm is full"), (-signal.SIGSEGV, "SIGSEGV.*data.workers=0"),
+  (1, "ended by itself \\(exit code 1\\).*data.workers=0")])
+def test_exit_codes_are_explained(monkeypatch, code, message):
+  def start(self):
+    raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {code}. Search")
+
+  monkeypatch.setattr(pipeline_module.Pipeline, "_start", start)
+  with pytest.raises(DataError, match=message):
+    next(stream(Plain(9)))
+
+
+def test_little_shared_memory_is_said_and_not_used(source, reference, monkeypatch, caplog):
+  monkeypatch.setattr(shared_memory, "free", lambda: 100_000)
+  shared = []
+  real = shared_memory.own
+  monkeypatch.setattr(shared_memory, "own", lambda array: shared.append(
+    hasattr(array, "shm")) or real(array))
+  assert_same(take(stream(source, workers=1), 3), reference[:3])
+  assert not any(shared)
+  assert re.search(r"take up to \d+ MiB of shared memory with 1 workers, and /dev/shm has 0 MiB "
+                   r"left: they go through pipes.*--shm-size=1g", caplog.text)
+
+
+def test_the_size_of_batches_is_known(reference):
+  sizes = [sum(array.nbytes for array in batch.values()) for batch in reference]
+  maker = stream(Plain(9))._maker
+  assert max(sizes) <= maker.nbytes < 1.2 * max(sizes)
+  part = stream(Plain(9), local_shards=[1, 2])._maker
+  assert part.nbytes * 2 == maker.nbytes
 
 
 @pytest.mark.parametrize("wrong, message", [
   (dict(weights=[1.0]), "2 crop sizes but 1 size weights"),
   (dict(weights=[0.5, 0.6]), "sum of 1"), (dict(weights=[1.5, -0.5]), "sum of 1"),
   (dict(batch_size=6), "6 images cannot be spread over 4 data shards"),
-  (dict(seed=-1), "seed -1"), (dict(mask_ratio=(0.5, 0.1)), "must lie in")])
+  (dict(seed=-1), "seed -1"), (dict(workers=-1), r"workers \(data.workers\) is -1"),
+  (dict(max_damaged=2), "max_damaged 2 must be a share"),
+  (dict(mask_ratio=(0.5, 0.1)), "must lie in")])
 def test_settings_that_do_not_fit_are_errors(wrong, message):
   with pytest.raises(ValueError, match=message):
     stream(Plain(4), **wrong)

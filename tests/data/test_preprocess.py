@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinov3_jax.data import preprocess as module
+from dinov3_jax.data.decode import Decoder
 from dinov3_jax.data.preprocess import IMAGENET, SATELLITE, Preprocess, preprocess
 from dinov3_jax.data.sources import DamagedImage
 from dinov3_jax.train import checkpoint
@@ -47,6 +49,40 @@ def test_stretches_as_torch_does(image, size):
   got = preprocess(size=size)(image)
   assert got.dtype == np.float32 and got.shape == (height, width, 3)
   np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("tall", [False, True])  # which pass Pillow does first depends on it
+@pytest.mark.parametrize("size", [32, (48, 80), (60, 100), (90, 7)])
+def test_bands_change_nothing(image, size, tall, monkeypatch):
+  image = image.swapaxes(0, 1) if tall else image
+  whole = Preprocess(size=size)(image)
+  monkeypatch.setattr(module, "BAND", 700)  # a few rows at once, and fewer at the end
+  np.testing.assert_array_equal(Preprocess(size=size)(image), whole)
+  height, width = (size, size) if isinstance(size, int) else size
+  red = Image.fromarray(image[..., 0].astype(np.float32) / 255)
+  red = np.asarray(red.resize((width, height), Image.BILINEAR))
+  np.testing.assert_array_equal(whole[..., 0], (red - np.float32(0.485)) / np.float32(0.229))
+
+
+@pytest.mark.parametrize("resize", ["square", "shorter", None])
+def test_a_path_and_a_pillow_image_are_the_same(tmp_path, resize):
+  values = np.arange(12 * 9).reshape(9, 12)
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  images = dict(deep=Image.fromarray((values * 600).astype(np.uint16)),
+                grey=Image.fromarray(values.astype(np.uint8)),
+                clear=Image.fromarray(np.dstack([values] * 4).astype(np.uint8), "RGBA"))
+  for decoder in (Decoder(), Decoder(background="white", depth="range")):
+    prepare = Preprocess(size=16, resize=resize, decoder=decoder)
+    for name, image in images.items():
+      path = tmp_path / f"{name}.png"
+      image.save(path, exif=exif)
+      got = prepare(path)
+      with Image.open(path) as opened:
+        np.testing.assert_array_equal(prepare(opened), got)
+      assert np.ptp(got) > 1
+      if resize is None:
+        assert got.shape == (12, 9, 3)
 
 
 def test_normalises_alone(image):

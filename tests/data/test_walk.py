@@ -39,14 +39,13 @@ def test_a_missing_folder_is_an_error(tmp_path):
     list(images_below(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied")])
-def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, caplog, error):
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, caplog):
   touch(tmp_path / "a" / "1.png", tmp_path / "b" / "2.png")
   real = os.scandir
 
   def scandir(path):
     if os.path.basename(path) == "a":
-      raise error
+      raise PermissionError(13, "Permission denied")
     return real(path)
 
   monkeypatch.setattr(os, "scandir", scandir)
@@ -117,6 +116,7 @@ def test_names_are_printable():
   assert printable("back\\slash") == "back\\slash"
   broken = os.fsdecode(b"caf\xe9/a\nb.png")
   assert printable(broken) == r"caf\xe9/a\x0ab.png"
+  assert printable("\ud800.png") == r"\ud800.png"
   assert json.dumps(printable(broken)) and printable(broken).encode()
 
 

@@ -68,12 +68,15 @@ def test_a_bank_of_wrong_labels_is_noticed(config, state, images, tmp_path):
   assert metrics["knn_top1"] == 0
 
 
-def test_without_labels_there_are_pictures_alone(config, state, images, tmp_path, caplog):
+@pytest.mark.parametrize("bank, held_out", [("red", "red"), ("red", ""), ("", "red")])
+def test_without_labels_there_are_pictures_alone(config, state, images, tmp_path, caplog, bank,
+                                                 held_out):
+  sources = [FolderSource(images / "train" / name, "all") for name in (bank, held_out)]
   with caplog.at_level("INFO"):
-    evaluate = make(config, tmp_path, FolderSource(images / "train" / "red", "train"),
-                    FolderSource(images / "train" / "red", "all"))
-  assert [record.getMessage() for record in caplog.records] == [
-    "no k-NN evaluation: the images have no labels"]
+    evaluate = make(config, tmp_path, *sources)
+  assert [record.getMessage() for record in caplog.records
+          if record.name == evaluation.__name__] == [
+    f"no k-NN evaluation: the {'held-out images' if not bank else 'images'} have no labels"]
   metrics = {}
   evaluate(10, state, metrics)
   assert metrics == {} and (tmp_path / "pictures" / "step_0000010.png").exists()

@@ -260,6 +260,28 @@ def test_tensorboard_is_on_disk_when_it_is_flushed(tmp_path):
   board.close()
 
 
+def test_after_a_write_that_failed_tensorboard_goes_on_in_another_file(tmp_path, monkeypatch):
+  """The first one may end amid a record, behind which nothing is read."""
+  from tensorboardX.event_file_writer import EventsWriter
+
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  board = hooks.TensorBoard(tmp_path, 4)
+  board(5, None, {"loss": 5.0})
+  board.flush()
+  with monkeypatch.context() as patch:
+    patch.setattr(EventsWriter, "write_event", full)
+    for step in (6, 7):
+      with pytest.raises(OSError, match="No space left"):
+        board(step, None, {"loss": float(step)})
+  board(8, None, {"loss": 8.0})
+  board.close()
+  assert sorted(read_scalars(tmp_path)) == [(5, "loss", 5.0), (8, "loss", 8.0)]
+  first = min(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+  assert b"loss" in first.read_bytes() and len(list(tmp_path.iterdir())) >= 2
+
+
 def draw(folder, step, colour):
   folder.mkdir(exist_ok=True)
   Image.new("RGB", (6, 4), colour).save(folder / hooks.picture_name(step))

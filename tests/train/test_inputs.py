@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from dinov3_jax.train import inputs, sharding
+from dinov3_jax.train.images import open_images
 
 
 @pytest.fixture
@@ -27,14 +28,6 @@ def labelled(tmp_path):
   return str(tmp_path)
 
 
-def test_splits_of_the_source(config, labelled):
-  config.data.source = labelled
-  assert [len(inputs.open_split(config, split)) for split in ("train", "val")] == [5, 3]
-  with pytest.raises((ValueError, OSError), match="/nowhere"):
-    config.data.source = "/nowhere"
-    inputs.open_split(config, "train")
-
-
 def test_held_out_images_are_opened_where_they_are_evaluated(config, labelled):
   config.data.source = labelled
   assert inputs.open_held_out(config) is None  # evals.every is 0
@@ -51,7 +44,7 @@ def test_without_held_out_images_a_line_says_why(config, caplog):
 
 
 def batches(config, mesh, count=2):
-  pipeline = inputs.open_pipeline(config, inputs.open_split(config, "train"), mesh)
+  pipeline = inputs.open_pipeline(config, open_images(config, "train"), mesh)
   try:
     return [next(pipeline) for _ in range(count)]
   finally:
@@ -94,7 +87,7 @@ def test_resolutions_are_drawn_by_their_weights(config, mesh):
 
 
 def test_what_is_fetched_is_on_the_devices_and_the_position_is_after_it(config, mesh):
-  pipeline = inputs.open_pipeline(config, inputs.open_split(config, "train"), mesh)
+  pipeline = inputs.open_pipeline(config, open_images(config, "train"), mesh)
   first, position = inputs.fetch(pipeline, mesh)
   second, _ = inputs.fetch(pipeline, mesh)
   assert all(x.sharding == sharding.batch_sharding(mesh) for x in first.values())

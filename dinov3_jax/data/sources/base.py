@@ -10,7 +10,8 @@ class Source(Protocol):
 
   `source[i]` is `{"image": uint8 [H, W, 3] RGB, "label": int, "name": str}`, with a label of -1
   where there is none. `classes` is a list of names, or None where there are no labels; `labels` an
-  int array, or None also where only reading every image would tell (TFDS).
+  int array, or None where no image of the split has one, and also where only reading every image
+  would tell (TFDS).
   """
 
   labels: np.ndarray | None

@@ -8,4 +8,5 @@ HELD_OUT = 5  # percent of the images each, where a source has no val or test sp
 
 def hash_percent(key: str) -> int:
   """A stable, uniform number in 0..99 for a name, to split data by."""
-  return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
+  digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+  return int.from_bytes(digest[:8], "big") % 100

@@ -1,9 +1,16 @@
 """A data set of TensorFlow Datasets."""
 
+import logging
 import os
+from collections.abc import Iterator
 
-from dinov3_jax.data.decode import DamagedImage, decode
+from dinov3_jax.data.decode import DamagedImage, Decoder, decode
+from dinov3_jax.data.sources.notes import pixel_notes, spread
 from dinov3_jax.data.sources.splits import HELD_OUT
+
+log = logging.getLogger(__name__)
+
+_told = set()  # the data sets that this process has described
 
 
 class TfdsSource:
@@ -15,13 +22,13 @@ class TfdsSource:
 
   labels = None
 
-  def __init__(self, name: str, split: str):
+  def __init__(self, name: str, split: str, decoder: Decoder = decode):
     try:
       import tensorflow_datasets as tfds
     except ImportError as error:
       raise ValueError(f"tfds:{name} needs a package that is missing ({error.name}); "
                        "pip install tensorflow-datasets array_record") from error
-    self.name = name
+    self.name, self._decoder = name, decoder
     try:
       # TFDS itself reads this variable once, when it is imported.
       builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"),
@@ -55,6 +62,18 @@ class TfdsSource:
     self._data = builder.as_data_source(
       split=self.span, decoders={self._image: tfds.decode.SkipDecoding()})
 
+    if name not in _told:
+      _told.add(name)
+      for note in pixel_notes(self._samples(), decoder):
+        log.warning("tfds:%s: %s", name, note)
+
+  def _samples(self) -> Iterator[bytes]:
+    for i in spread(len(self)):
+      try:
+        yield bytes(self._data[i][self._image])
+      except Exception:  # it is named when its turn comes
+        continue
+
   def __len__(self) -> int:
     return len(self._data)
 
@@ -68,7 +87,7 @@ class TfdsSource:
       file = record[self._file_name]
       name = file.decode() if isinstance(file, bytes) else str(file)
     label = int(record[self._label]) if self._label else -1
-    return {"image": decode(bytes(record[self._image]), name), "label": label, "name": name}
+    return {"image": self._decoder(bytes(record[self._image]), name), "label": label, "name": name}
 
 
 def _first_line(error: Exception) -> str:
