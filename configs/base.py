@@ -78,6 +78,9 @@ def get_config() -> ConfigDict:
     gram=dict(
       teacher="none",  # none | ema: the EMA teacher itself | own: a frozen copy with its own crops
       init_from="",  # a run whose teacher is the first Gram teacher; "" takes config.init_from
+      # For a run that anchors itself: no Gram loss before this step, when the EMA teacher becomes
+      # the Gram teacher; the steps of schedules.gram_weight count from it.
+      start_at=placeholder(int),
       copy_ema_at=placeholder(int),  # before this step, the EMA teacher becomes the Gram teacher
       refresh_every=0,  # steps between further copies; 0: never
       refresh_first=0,  # no copy before this many steps are done

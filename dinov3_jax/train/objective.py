@@ -57,6 +57,16 @@ def merge(graph: nnx.GraphDef, params: dict, layout: dict | None, dtype: jnp.dty
   return nnx.merge(graph, parts)
 
 
+def zeros_unless(condition: jax.Array, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+  """`f`; where a condition does not hold, zeros in place of its result, without its cost."""
+
+  def either(x):
+    nothing = lambda x: jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), jax.eval_shape(f, x))
+    return jax.lax.cond(condition, f, nothing, x)
+
+  return either
+
+
 class Objective(NamedTuple):
   """The losses of a step, in the order in which they are computed.
 
@@ -174,6 +184,26 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
     patches = patches.reshape(len(patches), *sides, -1)
     return bicubic_downsample(patches, grid).reshape(len(patches), np.prod(grid), -1)
 
+  def gram_terms(patches, targets, masks, shards):
+    """`gram_loss`, and those for statistics."""
+    # Batch-level matrices stay within a shard.
+    own = lambda x: x.reshape(shards, -1, *x.shape[1:])
+    options = dict(normalized=gram.normalized, negatives=gram.negatives)
+
+    def batch_level(select):
+      loss = lambda s, t, m: gram_loss(s, t, image_level=False, select=m, **options)
+      return jnp.mean(jax.vmap(loss)(own(patches), own(targets), own(select)))
+
+    selections = dict(all=jnp.ones_like(masks), masked=masks, unmasked=~masks)
+    if gram.image_level:
+      terms = dict(gram_loss=gram_loss(patches, targets, **options))
+    else:
+      terms = dict(gram_loss=batch_level(selections[gram.tokens]))
+    if gram.stats:
+      terms |= {f"gram_loss_{name}": jax.lax.stop_gradient(batch_level(selections[name]))
+                for name in ("masked", "unmasked")}
+    return terms
+
   def losses(student, heads, gram_teacher, batch, values, key, rows, scales):
     images = batch["global_crops"].shape[0]
     masks = batch["masks"].reshape(2 * images, -1)
@@ -211,24 +241,12 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
              + config.koleo.weight * 2 * metrics["koleo_loss"])
 
     if gram.teacher != "none":
-      targets = gram_targets(gram_teacher, rows["patches"], batch, grid)
-      # Batch-level matrices stay within a shard.
-      own = lambda x: x.reshape(shards, -1, *x.shape[1:])
-      options = dict(normalized=gram.normalized, negatives=gram.negatives)
-
-      def batch_level(select):
-        loss = lambda s, t, m: gram_loss(s, t, image_level=False, select=m, **options)
-        return jnp.mean(jax.vmap(loss)(own(tokens["patches"]), own(targets), own(select)))
-
-      selections = dict(all=jnp.ones_like(masks), masked=masks, unmasked=~masks)
-      if gram.image_level:
-        metrics["gram_loss"] = gram_loss(tokens["patches"], targets, **options)
-      else:
-        metrics["gram_loss"] = batch_level(selections[gram.tokens])
+      terms = lambda patches: gram_terms(
+        patches, gram_targets(gram_teacher, rows["patches"], batch, grid), masks, shards)
+      if gram.start_at is not None:
+        terms = zeros_unless(values["gram_started"], terms)
+      metrics |= terms(tokens["patches"])
       metrics["gram_weight"] = values["gram_weight"]
-      if gram.stats:
-        for name in ("masked", "unmasked"):
-          metrics[f"gram_loss_{name}"] = jax.lax.stop_gradient(batch_level(selections[name]))
       total += values["gram_weight"] * metrics["gram_loss"]
     return total, metrics
 

@@ -55,12 +55,16 @@ def make_train_step(config, mesh: Mesh | None = None
   optimizer = optimizer_of(config, shapes)
   schedules = make_schedules(config)
   gram = config.gram
+  copy_at = gram.copy_ema_at if gram.start_at is None else gram.start_at
+  refresh_first = max(gram.refresh_first, (gram.start_at or 0) + 1)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     values = {name: schedule(state.step) for name, schedule in schedules.items()}
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    if state.gram_teacher is not None and gram.copy_ema_at is not None:
-      copied = copy_ema_if(state.step == gram.copy_ema_at, state.teacher, state.gram_teacher)
+    if gram.start_at is not None:
+      values["gram_started"] = state.step >= gram.start_at
+    if state.gram_teacher is not None and copy_at is not None:
+      copied = copy_ema_if(state.step == copy_at, state.teacher, state.gram_teacher)
       state = state.replace(gram_teacher=copied)
 
     (loss, metrics), grads = gradients(state.student, state.teacher, state.gram_teacher, batch,
@@ -73,7 +77,7 @@ def make_train_step(config, mesh: Mesh | None = None
     teacher = ema(state.teacher, student, values["momentum"])
     gram_teacher = state.gram_teacher
     if gram_teacher is not None:
-      due = gram_refresh_due(state.step + 1, gram.refresh_every, gram.refresh_first,
+      due = gram_refresh_due(state.step + 1, gram.refresh_every, refresh_first,
                              gram.max_refreshes)
       gram_teacher = copy_ema_if(due, teacher, gram_teacher)
 
