@@ -160,6 +160,10 @@ def get_config() -> ConfigDict:
       verify=True,  # write a checksum of every array, and hold what is read against it
       on_error="continue",  # continue | stop: when one cannot be written, such as on a full disk
     ),
+    health=dict(  # what metrics.jsonl says at every log line beside the losses; see docs/stages.md
+      images=256,  # fixed images whose features are looked at; 0: none, and no such figures
+      reference_at=12_500,  # gram_drift is from the patch similarities after this step
+    ),
     evals=dict(
       every=12_500,
       knn_k=20,

@@ -37,4 +37,5 @@ def get_config() -> ConfigDict:
   config.train.update(steps=1_000_000, batch_size=4096, remat="dots")
   config.mesh.update(data=-1, fsdp=64)
   config.checkpoint.update(every=1000, keep_every=50_000)
+  config.health.reference_at = 200_000  # from where on the paper sees dense features fade
   return config

@@ -35,5 +35,6 @@ def get_config() -> ConfigDict:
     gram_weight=base.warmup_cosine(0.0, 0.0, 2.0, cosine_steps=1000))
   config.optim.freeze_last_layer_steps = 0
   config.crops.update(gram_sizes=(512,), gram_distortions=False)
+  config.health.reference_at = 0
   config.train.update(steps=200_000, remat="full")
   return config

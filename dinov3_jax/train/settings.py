@@ -25,6 +25,7 @@ NOT_NEGATIVE = (
   "data.workers", "checkpoint.keep_every", "checkpoint.minutes", "evals.every", "evals.pictures",
   "train.max_skipped_steps", "model.storage_tokens", "model.layerscale", "model.rope.base",
   "optim.freeze_last_layer_steps", "optim.patch_embed_lr_mult", "optim.dino_head_wd_mult",
+  "health.images", "health.reference_at",
   "gram.refresh_every", "gram.refresh_first", "dino.weight", "ibot.weight", "koleo.weight")
 SHARES = ("data.max_damaged", "masks.probability", "crops.color_strength")  # 0 and 1 included
 BELOW_ONE = ("model.drop_path", "optim.b1", "optim.b2")  # 0 included
