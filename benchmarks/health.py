@@ -1,0 +1,76 @@
+"""What the health figures cost: those in every step, and those at every log line.
+
+  python benchmarks/health.py                       # the quickstart's step
+  python benchmarks/health.py --config=configs/vits16.py --batch=4
+
+Steps with and without the figures take turns, for machines vary from hour to hour; of each, the
+median counts. Images are noise, and so are the parameters: neither changes what is computed.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import tempfile
+import time
+from unittest import mock
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--config", default="configs/quickstart.py")
+  parser.add_argument("--batch", type=int, default=0, help="images a step; 0: as in the config")
+  parser.add_argument("--repeats", type=int, default=30)
+  args = parser.parse_args()
+
+  import jax
+  import numpy as np
+
+  from dinov3_jax.train import inputs, objective, sharding
+  from dinov3_jax.train.health import Health
+  from dinov3_jax.train.prepare import jit_step
+  from dinov3_jax.train.state import init_state
+
+  spec = importlib.util.spec_from_file_location("recipe", args.config)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  if args.batch:
+    config.train.batch_size = config.koleo.group = args.batch
+  config.health.reference_at = 0
+  config.mesh.update(data=1, fsdp=1, tensor=1)
+  mesh = sharding.make_mesh(config, jax.devices()[:1])
+  rng = np.random.default_rng(0)
+  side = max(config.crops.global_sizes) * 8 // 7
+  source = [dict(image=rng.integers(0, 256, (side, side, 3)).astype(np.uint8), label=-1)
+            for _ in range(64)]
+  batch, _ = inputs.fetch(inputs.open_pipeline(config, source, mesh), mesh)
+  abstract = sharding.abstract_state(mesh, lambda: init_state(config))
+
+  def compiled():
+    return jit_step(config, mesh, abstract).lower(abstract, batch).compile()
+
+  steps = {"with": compiled()}
+  with mock.patch.multiple(objective, prototype_usage=lambda *_, **__: (0.0, 0.0),
+                           cls_patch_cosine=lambda *_: 0.0):
+    steps["without"] = compiled()
+  state, times = jax.jit(lambda: init_state(config))(), {name: [] for name in (*steps, "looking")}
+  with tempfile.TemporaryDirectory() as folder:
+    health = Health(config, folder, mesh, source * (-(-config.health.images // len(source))))
+    health(0, state, {})
+    for i in range(args.repeats + 2):
+      for name in list(steps)[::-1 if i % 2 else 1]:
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(steps[name](state, batch))
+        times[name].append(time.perf_counter() - began)
+      began = time.perf_counter()
+      health((i + 1) * config.log_every, state, {})
+      times["looking"].append(time.perf_counter() - began)
+  ms = {name: 1e3 * statistics.median(values[2:]) for name, values in times.items()}
+  print(f"a step {ms['without']:.1f} ms; with figures {ms['with']:.1f} ms, "
+        f"{ms['with'] / ms['without'] - 1:+.2%}")
+  print(f"a look at {config.health.images} images {ms['looking']:.1f} ms, of {config.log_every} "
+        f"steps {ms['looking'] / config.log_every / ms['without']:.2%}")
+
+
+if __name__ == "__main__":
+  main()
