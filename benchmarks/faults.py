@@ -137,7 +137,9 @@ def power(bench: Bench, count: int = 20) -> str:
     run("mkfs.ext4", "-q", "-F", str(image))
     run("mount", "-o", "loop", str(image), str(mount))
     process = bench.start(mount / "run")
-    time.sleep(bench.rng.uniform(0.5, 1.05) * seconds)
+    while not checkpoints(mount / "run") and process.poll() is None:
+      time.sleep(0.02)
+    time.sleep(bench.rng.uniform(0.0, 0.5) * seconds)
     named = checkpoints(mount / "run")
     folder = os.open(mount, os.O_RDONLY)
     fcntl.ioctl(folder, SHUTDOWN, struct.pack("I", 2))
