@@ -19,13 +19,15 @@ from dinov3_jax.train.step import gram_refresh_due, make_train_step
 FOLDER = Path(base.__file__).parent
 # Parameters of the backbone, mask token included, as the reference counts them. Its ViT-L recipe
 # has no storage tokens, unlike the released ViT-L: 4 x 1,024 less.
-BACKBONES = dict(vitt16=5_492_160, vits16=21_601_152, vits16plus=28_697_472,
+BACKBONES = dict(vitt16=5_492_160, vits16=21_601_152, vits16_gram=21_601_152,
+                 vits16_highres=21_601_152, vits16plus=28_697_472,
                  vitl16plus=403_915_776, vith16plus=840_633_600, vitb16=85_669_632,
                  vitl16_in1k=303_154_176 - 4 * 1024, vit7b=6_716_043_264, vit7b_gram=6_716_043_264,
                  vit7b_highres=6_716_043_264)
 # Hidden width, bottleneck and prototypes of the DINO and the iBOT head.
 HEADS = {name: ((2048, 256, 65_536),) * 2 for name in (
-  "vitt16", "vits16", "vits16plus", "vitb16", "vitl16_in1k", "vitl16plus", "vith16plus")} | {
+  "vitt16", "vits16", "vits16_gram", "vits16_highres", "vits16plus", "vitb16", "vitl16_in1k",
+  "vitl16plus", "vith16plus")} | {
   name: ((8192, 512, 262_144), (4096, 384, 98_304))
   for name in ("vit7b", "vit7b_gram", "vit7b_highres")}
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base"})
@@ -108,11 +110,12 @@ def test_every_resolution_of_a_recipe_makes_a_step(name):
     assert ("gram_loss" in metrics) == (config.gram.teacher != "none")
 
 
-def test_each_stage_of_the_7b_starts_from_the_one_before():
+@pytest.mark.parametrize("model", ["vit7b", "vits16"])
+def test_each_stage_starts_from_the_one_before(model):
   shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-  for before, name in (("vit7b", "vit7b_gram"), ("vit7b_gram", "vit7b_highres")):
+  for before, name in ((model, f"{model}_gram"), (f"{model}_gram", f"{model}_highres")):
     assert config_of(name).init_from == f"runs/{before}"
-    assert f"--workdir=runs/{before} " in (FOLDER / f"{before}.py").read_text()
+    assert f"--workdir=runs/{before}" in (FOLDER / f"{before}.py").read_text().split()
     assert shapes(state_of(name).teacher) == shapes(state_of(before).teacher)
     assert config_of(name).model == config_of(before).model
     assert shapes(state_of(name).gram_teacher["backbone"]) == shapes(
