@@ -156,7 +156,7 @@ def get_config() -> ConfigDict:
       every=3750,  # steps
       minutes=30.0,  # and whenever so long has passed; 0: by steps alone
       keep=3,  # the last ones
-      keep_every=25_000,  # and those whose step is a multiple of this; 0: none
+      keep_every=15_000,  # and those whose step is a multiple of this, of `every` itself; 0: none
       verify=True,  # write a checksum of every array, and hold what is read against it
       on_error="continue",  # continue | stop: when one cannot be written, such as on a full disk
     ),

@@ -4,7 +4,7 @@
 
 Starts from the teacher of `vits16.py` in runs/vits16; another place: --config.init_from=FOLDER.
 That teacher is also the first Gram teacher; where an earlier one has better patches
-(docs/stages.md), say --config.gram.init_from=runs/vits16/checkpoints/25000.
+(docs/stages.md), say --config.gram.init_from=runs/vits16/checkpoints/30000.
 
 Cost: 25,000 steps of 2,048 images, each also as two crops of 448 px in the Gram teacher. Computed:
 432 TFLOP a step, 8 H100-hours at 40 % of the peak.

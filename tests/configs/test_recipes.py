@@ -87,6 +87,12 @@ def test_a_header_has_the_command_and_the_computed_cost(name):
   assert f"{hours:,.0f} H100-hours at 40 % of the peak" in text
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoints_that_are_kept_are_written(name):
+  checkpoint = config_of(name).checkpoint
+  assert checkpoint.keep_every % checkpoint.every == 0
+
+
 def test_head_sizes_as_published():
   millions = lambda name, head: round(count(state_of(name).student[head]) / 1e6, 1)
   assert millions("vitl16_in1k", "dino_head") == millions("vitl16_in1k", "ibot_head") == 23.6
