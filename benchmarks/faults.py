@@ -220,28 +220,31 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def signals(bench: Bench, count: int = 50) -> str:
-  """SIGTERM and SIGINT by turns, from the first import on."""
+  """SIGTERM and SIGINT by turns, from the first import on, until a run has come to its end."""
   seconds = bench.duration()
-  traces = odd = wrong = saved = 0
-  for i in range(count):
-    number = (signal.SIGTERM, signal.SIGINT)[i % 2]
-    workdir = bench.folder / f"signal-{i}"
-    process = bench.start(workdir, f"data.workers={i % 4 // 2 * 2}")
-    wait_for_handler(process)
-    time.sleep(bench.rng.uniform(0.0, 1.0) * seconds)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=100)
-    traces += "Traceback" in out + err or "leaked" in err
-    if "Traceback" in out + err or "leaked" in err:
-      print(err[-2000:], file=sys.stderr)
-    ended = "has its" in out
-    odd += process.returncode not in ((0,) if ended else (128 + number, ))
-    if checkpoints(workdir):
-      saved += 1
-    wrong += not bench.ends_right(workdir)
+  sent = traces = odd = saving = wrong = runs = 0
+  while sent < count:
+    workdir, setting = bench.folder / f"signal-{runs}", f"data.workers={runs % 2 * 2}"
+    for _ in range(12):
+      number = (signal.SIGTERM, signal.SIGINT)[sent % 2]
+      process = bench.start(workdir, setting)
+      wait_for_handler(process)
+      time.sleep(bench.rng.uniform(0.0, 1.0) * seconds)
+      process.send_signal(number)
+      out, err = process.communicate(timeout=100)
+      if "has its" in out:  # it has come to its end
+        break
+      sent += 1
+      saving += "stopped by" in out
+      odd += process.returncode != 128 + number
+      if "Traceback" in out + err or "leaked" in err:
+        traces += 1
+        print(err[-2000:], file=sys.stderr)
+    wrong += not bench.ends_right(workdir, setting)
+    runs += 1
     shutil.rmtree(workdir)
-  return (f"{count} signals, {saved} of them after a step: {traces} traces, {odd} other exit "
-          f"codes, {wrong} ended with another state when started again")
+  return (f"{sent} signals in {runs} runs, {saving} of them saved: {traces} traces, {odd} other exit "
+          f"codes, {wrong} runs ended with another state")
 
 
 def full_disk(bench: Bench) -> str:
