@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from dinov3_jax.weights import official
+from dinov3_jax.train import official
 
 
 @pytest.fixture(params=["pretrain", "gram"])

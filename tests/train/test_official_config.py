@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from configs import base
+from dinov3_jax.train.official import config
 from dinov3_jax.train.schedules import make_schedules
-from dinov3_jax.weights.official import config
 
 EMPTY = dict(dino={}, ibot={}, train={}, student={}, optim={}, crops={}, teacher={})
 OLD_KEYS = dict(lr=None, min_lr=None, weight_decay=None, weight_decay_end=None, warmup_epochs=None)

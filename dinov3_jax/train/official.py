@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinov3_jax.train.official_config import config
 from dinov3_jax.train.state import (
-    TrainState,
-    abstract_modules,
-    has_gram_teacher,
-    state_from_params,
+  TrainState,
+  abstract_modules,
+  has_gram_teacher,
+  state_from_params,
 )
 from dinov3_jax.weights.naming import Params, contradictions, flatten, unflatten
-from dinov3_jax.weights.official_config import config
 
 __all__ = ["batch", "config", "state_dict", "train_state"]
 
