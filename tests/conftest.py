@@ -30,7 +30,7 @@ from dinov3_jax.train import checkpoint, official
 from dinov3_jax.train.state import TrainState
 from dinov3_jax.train.step import make_train_step
 
-pytest_plugins = ["tests.quick"]
+pytest_plugins = ["tests.quick", "tests.distilled"]
 
 TESTS = pathlib.Path(__file__).parent
 RECIPE = """

@@ -11,6 +11,7 @@ from dinov3_jax.losses.gram import bicubic_downsample, gram_loss
 from dinov3_jax.losses.koleo import koleo_loss
 from dinov3_jax.losses.prototypes import prototype_cross_entropy, sinkhorn_scales_from_bottleneck
 from dinov3_jax.models import partition
+from dinov3_jax.models.variants import stride
 
 
 def normalise(crops: jax.Array, mean: tuple[float, ...], std: tuple[float, ...],
@@ -53,12 +54,24 @@ def merge(graph: nnx.GraphDef, params: dict, layout: dict | None, dtype: jnp.dty
   return nnx.merge(graph, parts)
 
 
+def forward(graph: nnx.GraphDef, params: dict, layout: dict | None, dtype: jnp.dtype,
+            *crops: jax.Array, **options) -> tuple[dict, dict | None]:
+  """`forward_crops` of a backbone, ViT or ConvNeXt, with these parameters; see `merge`."""
+  if "blocks" in params:
+    options["layout"] = layout and layout["blocks"]
+  return merge(graph, params, layout, dtype).forward_crops(*crops, **options)
+
+
 def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None = None,
                    prototype_shards: int = 1) -> Callable:
   """`objective(student, teacher, gram_teacher, batch, values, key) -> (total, metrics)`.
 
   `values` holds this step's schedules and `key` the student's randomness. Gradients flow to the
   student alone; parameters and images are cast to the computation's dtype, losses are float32.
+
+  A batch with `targets` (see `targets.make_targets`) is for distillation: they stand in for
+  `teacher`, which is not used, and the student sees all patches; the masks only choose those that
+  iBOT compares (paper, section 5; so in the reference).
 
   With a `layout`, the parameters' `PartitionSpec`s, it runs under `jax.shard_map` over
   `partition.DATA_AXES`. Its batch and losses are then those of one shard (the losses of all are
@@ -67,6 +80,7 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
   """
   dtype = jnp.dtype(config.train.dtype)
   crops, gram, chunks = config.crops, config.gram, config.train.prototype_chunks
+  patch = stride(config.model)
   global_pairs = 2 if config.dino.ignore_diagonal else 4
   local_pairs = 2 * crops.locals
   global_share = global_pairs / (global_pairs + local_pairs)
@@ -75,15 +89,16 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
   def network(params, name):
     return merge(graphs[name], params[name], layout and layout[name], dtype)
 
-  def forward(params, *crops, **options):
-    blocks = layout and layout["backbone"]["blocks"]
-    return network(params, "backbone").forward_crops(*crops, layout=blocks, **options)
+  def backbone(params, *crops, **options):
+    return forward(graphs["backbone"], params["backbone"], layout and layout["backbone"], dtype,
+                   *crops, **options)
 
-  def cross_entropy(student, teacher, name, student_rows, teacher_rows, weights, temperature):
-    """Student [B, S, D] against the targets of teacher [B, T, D]: [S, T], each summed over B."""
-    student, teacher = network(student, name), network(teacher, name)
-    kernel, teacher_kernel = (head.last_layer.kernel[...] for head in (student, teacher))
-    teacher_rows = jax.lax.stop_gradient(teacher.bottleneck(teacher_rows))
+  def cross_entropy(student, name, student_rows, teacher_rows, teacher_kernel, weights,
+                    temperature):
+    """Student [B, S, D] against the teacher's bottleneck [B, T, d]: [S, T], each summed over B."""
+    student = network(student, name)
+    kernel = student.last_layer.kernel[...]
+    teacher_rows = jax.lax.stop_gradient(teacher_rows)
     samples = teacher_rows.reshape(-1, teacher_rows.shape[-1])
     axes = () if layout is None else partition.several()
     u, v = sinkhorn_scales_from_bottleneck(samples, teacher_kernel, temperature, axes=axes, **over)
@@ -96,8 +111,8 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
     if gram.teacher == "ema":
       return teacher_patches
     images = normalise(batch["gram_crops"], crops.mean, crops.std, dtype)
-    patches = forward(gram_teacher, images)[0]["patches"]
-    sides = [side // config.model.patch_size for side in images.shape[1:3]]
+    patches = backbone(gram_teacher, images)[0]["patches"]
+    sides = [side // patch for side in images.shape[1:3]]
     patches = patches.reshape(len(patches), *sides, -1)
     return bicubic_downsample(patches, grid).reshape(len(patches), np.prod(grid), -1)
 
@@ -107,24 +122,36 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
     shards = batch["mask_indices"].shape[0]
     global_crops = normalise(batch["global_crops"], crops.mean, crops.std, dtype)
     local_crops = normalise(batch["local_crops"], crops.mean, crops.std, dtype)
-    grid = [side // config.model.patch_size for side in global_crops.shape[1:3]]
-    masked = lambda tokens: gather_masked(tokens["patches"], batch["mask_indices"])
+    grid = [side // patch for side in global_crops.shape[1:3]]
+    masked = lambda patches: gather_masked(patches, batch["mask_indices"])
     per_image = lambda x: x.reshape(images, -1, x.shape[-1])
     temperature = values["teacher_temp"]
 
-    teacher_tokens, _ = forward(teacher, global_crops)
-    tokens, local_tokens = forward(student, global_crops, local_crops, masks, key=key,
-                                   shards=shards, remat=config.train.remat)
+    targets = batch.get("targets")
+    if targets is None:
+      teacher_tokens, _ = backbone(teacher, global_crops)
+      heads = {name: network(teacher, name) for name in ("dino_head", "ibot_head")}
+      teacher_cls = heads["dino_head"].bottleneck(per_image(teacher_tokens["cls"]))
+      teacher_masked = heads["ibot_head"].bottleneck(masked(teacher_tokens["patches"]))
+      kernels = {name: head.last_layer.kernel[...] for name, head in heads.items()}
+    else:
+      teacher_cls = targets["cls"]
+      teacher_masked = masked(targets["patches"].reshape(2 * images, *targets["patches"].shape[2:]))
+      kernels = {name: partition.whole(kernel, layout and layout[name]["last_layer"]["kernel"],
+                                       dtype) for name, kernel in targets["prototypes"].items()}
+    tokens, local_tokens = backbone(
+        student, global_crops, local_crops, masks if targets is None else None, key=key,
+        shards=shards, remat=config.train.remat)
 
     global_cls = per_image(tokens["cls"])
     dino = cross_entropy(
-        student, teacher, "dino_head",
+        student, "dino_head",
         jnp.concatenate([global_cls, per_image(local_tokens["cls"])], axis=1),
-        per_image(teacher_tokens["cls"]), jnp.ones(images), temperature) / images
+        teacher_cls, kernels["dino_head"], jnp.ones(images), temperature) / images
     diagonal = jnp.trace(dino[:2]) if config.dino.ignore_diagonal else 0.0
     ibot = cross_entropy(
-        student, teacher, "ibot_head", masked(tokens)[:, None], masked(teacher_tokens)[:, None],
-        batch["mask_weights"].reshape(-1), temperature)
+        student, "ibot_head", masked(tokens["patches"])[:, None], teacher_masked[:, None],
+        kernels["ibot_head"], batch["mask_weights"].reshape(-1), temperature)
     koleo = [koleo_loss(crop, config.koleo.group, config.koleo.topk)
              for crop in jnp.moveaxis(global_cls, 1, 0) if config.koleo.weight]
     metrics = dict(
@@ -140,18 +167,21 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
              + config.koleo.weight * 2 * metrics["koleo_loss"])
 
     if gram.teacher != "none":
-      targets = gram_targets(gram_teacher, teacher_tokens["patches"], batch, grid)
+      if targets is not None:
+        raise ValueError("a Gram teacher and a teacher to distil exclude each other: set "
+                         "gram.teacher=none")
+      gram_features = gram_targets(gram_teacher, teacher_tokens["patches"], batch, grid)
       # Batch-level matrices stay within a shard.
       own = lambda x: x.reshape(shards, -1, *x.shape[1:])
       options = dict(normalized=gram.normalized, negatives=gram.negatives)
 
       def batch_level(select):
         loss = lambda s, t, m: gram_loss(s, t, image_level=False, select=m, **options)
-        return jnp.mean(jax.vmap(loss)(own(tokens["patches"]), own(targets), own(select)))
+        return jnp.mean(jax.vmap(loss)(own(tokens["patches"]), own(gram_features), own(select)))
 
       selections = dict(all=jnp.ones_like(masks), masked=masks, unmasked=~masks)
       if gram.image_level:
-        metrics["gram_loss"] = gram_loss(tokens["patches"], targets, **options)
+        metrics["gram_loss"] = gram_loss(tokens["patches"], gram_features, **options)
       else:
         metrics["gram_loss"] = batch_level(selections[gram.tokens])
       metrics["gram_weight"] = values["gram_weight"]
