@@ -132,6 +132,17 @@ def checkpoints(workdir: pathlib.Path) -> list[int]:
     folder.is_dir()) else []
 
 
+def wait_for_handler(process: subprocess.Popen):
+  """Waits until a process takes SIGTERM into its own hands: its first import has begun."""
+  bit = 1 << (signal.SIGTERM - 1)
+  status = pathlib.Path(f"/proc/{process.pid}/status")
+  while process.poll() is None:
+    caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt:"))
+    if int(caught.split()[1], 16) & bit:
+      return
+    time.sleep(0.002)
+
+
 class Peak:
   """The most memory that a process and its children hold together, looked at ten times a second."""
 

@@ -27,7 +27,17 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
-from fault_bench import ROOT, Bench, Peak, checkpoints, make_images, resident, same, stored
+from fault_bench import (
+  ROOT,
+  Bench,
+  Peak,
+  checkpoints,
+  make_images,
+  resident,
+  same,
+  stored,
+  wait_for_handler,
+)
 from PIL import Image
 
 
@@ -215,7 +225,8 @@ def signals(bench: Bench, count: int = 50) -> str:
     number = (signal.SIGTERM, signal.SIGINT)[i % 2]
     workdir = bench.folder / f"signal-{i}"
     process = bench.start(workdir, f"data.workers={i % 4 // 2 * 2}")
-    time.sleep(bench.rng.uniform(0.15, 1.0) * seconds)
+    wait_for_handler(process)
+    time.sleep(bench.rng.uniform(0.0, 1.0) * seconds)
     process.send_signal(number)
     out, err = process.communicate(timeout=100)
     traces += "Traceback" in out + err or "leaked" in err
@@ -311,11 +322,42 @@ def long_run(bench: Bench, steps: int = 10_000) -> str:
           f"{'a' if 'Traceback' in err or 'leaked' in err else 'no'} trace")
 
 
+def checksums(bench: Bench) -> str:
+  """What it costs to write and to verify them, at 1 GiB."""
+  import jax
+
+  from configs import base
+  from dinov3_jax.train.writer import Writer
+  from dinov3_jax.weights import native
+  keys = jax.random.split(jax.random.key(0), 16)
+  state = {f"part{i}": jax.random.normal(key, (2**14, 2**10)) for i, key in enumerate(keys)}
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+  times: dict[str, list[float]] = {}
+  for turn in range(4):  # the first compiles, and does not count
+    for verify in (True, False):
+      workdir = bench.folder / f"gigabyte-{turn}-{verify}"
+      began = time.perf_counter()
+      with Writer(workdir, keep=1, keep_every=0, verify=verify) as writer:
+        writer.save(1, state, {}, base.get_config())
+      written = time.perf_counter()
+      jax.block_until_ready(native.read_arrays(native.latest(workdir), abstract, verify))
+      read = time.perf_counter()
+      if turn:
+        how = "with" if verify else "without"
+        for name, seconds in (("written", written - began), ("read", read - written)):
+          times.setdefault(f"{name} {how} checksums", []).append(seconds)
+      shutil.rmtree(workdir)
+  return "1 GiB: " + ", ".join(f"{name} in {sorted(seconds)[1]:.2f} s"
+                               for name, seconds in times.items())
+
+
 FAULTS: dict[str, Callable[[Bench], str]] = {
   "kills, no workers": lambda bench: kills(bench, 0, 50),
   "kills, two workers": lambda bench: kills(bench, 2, 50),
   "damages": damages, "power": power, "rubbish": rubbish, "signals": signals,
-  "full disk": full_disk, "divergence": divergence, "two runs": two_runs, "long run": long_run}
+  "full disk": full_disk, "divergence": divergence, "two runs": two_runs, "long run": long_run,
+  "checksums": checksums}
 
 
 def main():
