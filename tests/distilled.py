@@ -1,4 +1,4 @@
-"""Distillations recorded from the reference, and what it takes to repeat them."""
+"""Distillations recorded from the reference, and tiny ones to run."""
 
 import functools
 import json
@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from dinov3_jax.models.variants import stride
-from dinov3_jax.train import official
+from dinov3_jax.train import official, sharding
+from dinov3_jax.train.state import init_state
 from dinov3_jax.train.step import make_train_step
 from dinov3_jax.train.targets import make_targets
+from dinov3_jax.train.writer import Writer
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -123,3 +126,75 @@ class Distillation:
 def distillation(recipe):
   """`distillation(name)`: the recording `trajectory_NAME.json`; run once a session."""
   return functools.cache(lambda name: Distillation(name, recipe))
+
+
+TINY = {
+  "model.patch_size": 8, "model.width": 16, "model.depth": 1, "model.num_heads": 2,
+  "model.mask_k_bias": True, "model.drop_path": 0.0,
+  "dino.prototypes": 32, "dino.hidden": 16, "dino.bottleneck": 8,
+  "ibot.prototypes": 24, "ibot.hidden": 16, "ibot.bottleneck": 8, "koleo.group": 4,
+  "crops.global_sizes": (32,), "crops.local_sizes": (16,), "crops.locals": 2,
+  "data.workers": 0, "train.steps": 4, "train.batch_size": 4, "train.dtype": "float32",
+  "schedules.lr.warmup_steps": 2, "schedules.teacher_temp.warmup_steps": 2,
+  "optim.freeze_last_layer_steps": 1, "log_every": 1, "checkpoint.every": 1, "checkpoint.keep": 4,
+  "checkpoint.keep_every": 0, "evals.every": 0}
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  """Runs see the first device alone."""
+  make_mesh = sharding.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sharding, "make_mesh",
+                  lambda config, devices=None: make_mesh(config, devices or jax.devices()[:1]))
+    yield
+
+
+def write_run(folder, config, seed=0):
+  """A run that has done a step, with parameters that no step made."""
+  config = config.copy_and_resolve_references()
+  config.seed = seed
+  state = jax.jit(lambda: init_state(config))()
+  with Writer(folder, keep=1, keep_every=0) as writer:
+    assert writer.save(1, state.replace(step=jnp.int32(1)), {"step": 1}, config)
+  return state
+
+
+@pytest.fixture(scope="session")
+def teacher_run(tmp_path_factory):
+  """The folder of a run whose average can be distilled: wider, with heads of other sizes."""
+  config = base.get_config()
+  config.update_from_flattened_dict(TINY | {
+    "model.width": 24, "model.num_heads": 3, "dino.hidden": 20, "dino.bottleneck": 12,
+    "ibot.bottleneck": 10, "crops.mean": (0.5, 0.4, 0.3)})
+  folder = tmp_path_factory.mktemp("teacher")
+  write_run(folder, config)
+  return folder
+
+
+def tiny_student(images, teacher):
+  """Four steps of a tiny student that learns from the run `teacher`."""
+  config = base.get_config()
+  config.update_from_flattened_dict(TINY | {
+    "data.source": images, "distill.teacher": str(teacher)})
+  return config
+
+
+def tiny_family(images, teacher):
+  """The same of two students, `a` as `tiny_student`, and `b` narrower and at another rate."""
+  config = tiny_student(images, teacher)
+  with config.unlocked():
+    config.students.a = dict(optim=dict(b2=config.optim.b2))
+    config.students.b = dict(model=dict(width=8), schedules=dict(lr=base.constant(0.01)),
+                             koleo=dict(weight=0.0))
+  return config
+
+
+@pytest.fixture
+def distill_config(quick_images, teacher_run):
+  return tiny_student(quick_images, teacher_run)
+
+
+@pytest.fixture
+def family_config(quick_images, teacher_run):
+  return tiny_family(quick_images, teacher_run)

@@ -179,7 +179,9 @@ def check_family(configs: Mapping[str, ConfigDict], teacher: ConfigDict):
   """Raises a ValueError, one line, for students that cannot learn from a teacher together."""
   for name, each in configs.items():
     check_student(each, teacher, name)
-  by_stride = {stride(each.model): name for name, each in configs.items()}
+  by_stride = {}
+  for name, each in configs.items():
+    by_stride.setdefault(stride(each.model), name)
   if len(by_stride) > 1:
     (small, a), (large, b), *_ = sorted(by_stride.items())
     raise ValueError(f"{a} has patches of {small} pixels and {b} of {large}, and the teacher sees "
