@@ -137,7 +137,9 @@ def power(bench: Bench, count: int = 20) -> str:
     run("mkfs.ext4", "-q", "-F", str(image))
     run("mount", "-o", "loop", str(image), str(mount))
     process = bench.start(mount / "run")
-    time.sleep(bench.rng.uniform(0.5, 1.05) * seconds)
+    while not checkpoints(mount / "run") and process.poll() is None:
+      time.sleep(0.02)
+    time.sleep(bench.rng.uniform(0.0, 0.5) * seconds)
     named = checkpoints(mount / "run")
     folder = os.open(mount, os.O_RDONLY)
     fcntl.ioctl(folder, SHUTDOWN, struct.pack("I", 2))
@@ -218,28 +220,31 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def signals(bench: Bench, count: int = 50) -> str:
-  """SIGTERM and SIGINT by turns, from the first import on."""
+  """SIGTERM and SIGINT by turns, from the first import on, until a run has come to its end."""
   seconds = bench.duration()
-  traces = odd = wrong = saved = 0
-  for i in range(count):
-    number = (signal.SIGTERM, signal.SIGINT)[i % 2]
-    workdir = bench.folder / f"signal-{i}"
-    process = bench.start(workdir, f"data.workers={i % 4 // 2 * 2}")
-    wait_for_handler(process)
-    time.sleep(bench.rng.uniform(0.0, 1.0) * seconds)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=100)
-    traces += "Traceback" in out + err or "leaked" in err
-    if "Traceback" in out + err or "leaked" in err:
-      print(err[-2000:], file=sys.stderr)
-    ended = "has its" in out
-    odd += process.returncode not in ((0,) if ended else (128 + number, ))
-    if checkpoints(workdir):
-      saved += 1
-    wrong += not bench.ends_right(workdir)
+  sent = traces = odd = saving = wrong = runs = 0
+  while sent < count:
+    workdir, setting = bench.folder / f"signal-{runs}", f"data.workers={runs % 2 * 2}"
+    for _ in range(12):
+      number = (signal.SIGTERM, signal.SIGINT)[sent % 2]
+      process = bench.start(workdir, setting)
+      wait_for_handler(process)
+      time.sleep(bench.rng.uniform(0.0, 1.0) * seconds)
+      process.send_signal(number)
+      out, err = process.communicate(timeout=100)
+      if "has its" in out:  # it has come to its end
+        break
+      sent += 1
+      saving += "stopped by" in out
+      odd += process.returncode != 128 + number
+      if "Traceback" in out + err or "leaked" in err:
+        traces += 1
+        print(err[-2000:], file=sys.stderr)
+    wrong += not bench.ends_right(workdir, setting)
+    runs += 1
     shutil.rmtree(workdir)
-  return (f"{count} signals, {saved} of them after a step: {traces} traces, {odd} other exit "
-          f"codes, {wrong} ended with another state when started again")
+  return (f"{sent} signals in {runs} runs, {saving} of them saved: {traces} traces, {odd} other exit "
+          f"codes, {wrong} runs ended with another state")
 
 
 def full_disk(bench: Bench) -> str:
