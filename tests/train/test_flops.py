@@ -5,11 +5,12 @@ import jax.extend
 import pytest
 
 from configs import base
+from dinov3_jax.models.variants import stride
 from dinov3_jax.train import sharding
 from dinov3_jax.train.flops import flops_by_crops, step_flops, targets_flops
 from dinov3_jax.train.state import abstract_modules, init_state
 from dinov3_jax.train.step import make_train_step
-from dinov3_jax.train.targets import make_targets
+from dinov3_jax.train.targets import make_targets, teacher_crops
 
 
 def traced_flops(config):
@@ -20,14 +21,13 @@ def traced_flops(config):
   return products(jax.make_jaxpr(make_train_step(config))(state, batch))
 
 
-def products(program, resizing=False):
-  """Operations of a program's matrix products, with `resizing` without those that make images."""
+def products(program):
+  """Operations of a program's matrix products."""
 
   def count(jaxpr):
     total = 0
     for eqn in jaxpr.eqns:
-      if eqn.primitive.name == "dot_general" and not (
-          resizing and 3 in eqn.outvars[0].aval.shape and eqn.outvars[0].aval.ndim == 4):
+      if eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
         x, out = eqn.invars[0].aval, eqn.outvars[0].aval
         total += 2 * math.prod(out.shape) * math.prod(x.shape[i] for i in contracted)
@@ -103,7 +103,7 @@ def teacher_of(config):
 
 @pytest.mark.parametrize("network", ["vit", "convnext"])
 def test_of_a_student_and_of_its_teacher(config, request, network):
-  """The depthwise convolutions, which are no matrix products, are left out on both sides."""
+  """Depthwise convolutions, and making the crops smaller, are left out on both sides."""
   config = request.getfixturevalue("convnext") if network == "convnext" else config
   teacher = teacher_of(config)
   mesh = sharding.make_mesh(config, jax.devices()[:1])
@@ -114,7 +114,9 @@ def test_of_a_student_and_of_its_teacher(config, request, network):
   state = jax.eval_shape(lambda: init_state(config))
   counted = products(jax.make_jaxpr(make_train_step(config))(state, batch | dict(targets=made)))
   assert step_flops(config, 1, teacher=teacher).executed == pytest.approx(counted, rel=0.02)
-  counted = products(jax.make_jaxpr(targets)(params, batch), resizing=network == "convnext")
+  crops = jax.ShapeDtypeStruct((32, *batch["global_crops"].shape[2:]), "float32")
+  resizing = jax.make_jaxpr(lambda x: teacher_crops(x, 8, stride(config.model)))(crops)
+  counted = products(jax.make_jaxpr(targets)(params, batch)) - products(resizing)
   assert targets_flops(config, teacher) == pytest.approx(counted, rel=0.03)
   (both,) = flops_by_crops([config, config], 1, teacher).values()
   assert both.full == pytest.approx(2 * step_flops(config, 1, teacher=teacher).full
