@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from dinov3_jax.data.sources import Source
 from dinov3_jax.evals.rankme import rankme
+from dinov3_jax.models.variants import stride
 from dinov3_jax.train.durable import write_bytes
 from dinov3_jax.train.evaluation import BATCH, make_forward, read_images
 from dinov3_jax.train.sharding import batch_sharding, data_shards, local_shards, place_batch
@@ -52,7 +53,7 @@ class Health:
     self._steps, self._every, self._done = config.train.steps, config.log_every, done
     self._first, self._start = config.health.reference_at, start
     self._path, self._mesh, self._source = epath.Path(workdir) / FILE, mesh, source
-    patch, shards = config.model.patch_size, data_shards(mesh)
+    patch, shards = stride(config.model), data_shards(mesh)
     self._size = min(config.crops.global_sizes[0] // patch, GRID) * patch
     self._batch = -(-min(BATCH, config.health.images) // shards) * shards
     count = min(config.health.images, len(source))

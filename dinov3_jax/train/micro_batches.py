@@ -13,6 +13,7 @@ sees of a batch then:
   `n` times that of a batch with as few images, which rounding makes slightly less than that of the
   whole.
 - Gram matrices over a batch (`gram.image_level=False`) reach no further than a part.
+- A frozen teacher makes its targets of the whole batch before the student sees the first part.
 - Stochastic depth draws its subset of rows, and RoPE its rescaling, for each part anew.
 
 So an update is that of one batch with the same masks wherever nothing is drawn at random.
@@ -35,7 +36,8 @@ def split(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
     parts: how many.
 
   Returns:
-    Arrays [parts, rows / parts, ...]; a part has 1 / `parts` of the images of every shard.
+    Arrays [parts, rows / parts, ...]; a part has 1 / `parts` of the images of every shard. A frozen
+    teacher's targets are among them, but not its prototypes, which belong to no image.
   """
   shards = len(batch["mask_indices"]) // parts
 
@@ -43,7 +45,11 @@ def split(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
     x = x.reshape(shards, parts, -1, *x.shape[1:])
     return jnp.moveaxis(x, 1, 0).reshape(parts, -1, *x.shape[3:])
 
-  return jax.tree.map(cut, batch)
+  parted = jax.tree.map(cut, {name: x for name, x in batch.items() if name != "targets"})
+  if "targets" in batch:
+    parted["targets"] = {name: cut(x) for name, x in batch["targets"].items()
+                         if name != "prototypes"}
+  return parted
 
 
 def accumulated(objective: Objective, parts: int) -> Callable:
@@ -61,7 +67,7 @@ def accumulated(objective: Objective, parts: int) -> Callable:
 
   def gradients(student, teacher, gram_teacher, batch, values, key):
     batches = split(batch, parts)
-    heads = objective.heads(teacher)
+    heads = objective.heads(teacher, batch)
     _, rows = jax.lax.scan(lambda _, part: (None, objective.look(teacher, heads, part)), None,
                            batches)
     scales, usage = objective.balance(heads, rows, values["teacher_temp"], parts)

@@ -43,6 +43,9 @@ def make_train_step(config, mesh: Mesh | None = None
                     ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The pure step `(state, batch) -> (state, metrics)`; jit it with a donated state.
 
+  A batch with `targets`, of a frozen teacher (see `targets`), makes it a step of distillation; the
+  state's `teacher` is the student's EMA all the same.
+
   On several devices it must know their mesh, or the compiler chooses what to send where.
 
   Everything random in it follows from `config.seed` and `state.step`. A non-finite loss or gradient
@@ -67,8 +70,9 @@ def make_train_step(config, mesh: Mesh | None = None
       copied = copy_ema_if(state.step == copy_at, state.teacher, state.gram_teacher)
       state = state.replace(gram_teacher=copied)
 
-    (loss, metrics), grads = gradients(state.student, state.teacher, state.gram_teacher, batch,
-                                       values, key)
+    teacher = None if "targets" in batch else state.teacher
+    (loss, metrics), grads = gradients(state.student, teacher, state.gram_teacher, batch, values,
+                                       key)
     norms = module_norms(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
 
@@ -109,12 +113,28 @@ def make_gradients(config, graphs: dict, shapes: Params, mesh: Mesh | None) -> C
     value, grads = of_parts(student, *args)
     return jax.lax.pmean(value, several()), grads
 
-  def gradients(student, teacher, gram_teacher, *args):
+  def gradients(student, teacher, gram_teacher, batch, *args):
     gram = gram_teacher and {"backbone": params["backbone"]}
-    specs = (params, params, gram, P(DATA_AXES), P(), P())
-    return on_shards(of_shard, mesh, specs, (P(), params))(student, teacher, gram_teacher, *args)
+    specs = (params, teacher and params, gram, batch_specs(batch, params), P(), P())
+    return on_shards(of_shard, mesh, specs, (P(), params))(student, teacher, gram_teacher, batch,
+                                                           *args)
 
   return gradients
+
+
+def batch_specs(batch: Batch, params: Params) -> dict:
+  """What `jax.shard_map` over `DATA_AXES` should know of a batch.
+
+  Args:
+    batch: see the step.
+    params: the same of the student's parameters. The frozen teacher's prototypes, of which there
+      are as many, are laid out as its own.
+  """
+  specs = {name: P(DATA_AXES) for name in batch}
+  if "targets" in batch:
+    kernels = {name: params[name]["last_layer"]["kernel"] for name in ("dino_head", "ibot_head")}
+    specs["targets"] = dict(cls=P(DATA_AXES), patches=P(DATA_AXES), prototypes=kernels)
+  return specs
 
 
 def copy_ema_if(condition: jax.Array, teacher: Params, gram_teacher: Params) -> Params:

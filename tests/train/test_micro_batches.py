@@ -94,7 +94,7 @@ def fake():
     own = jnp.mean(jnp.abs(v - batch["x"] * heads))
     return total, dict(u=u, own=own, drawn=jax.random.uniform(key))
 
-  return Objective(lambda teacher: teacher, look, balance, losses)
+  return Objective(lambda teacher, batch: teacher, look, balance, losses)
 
 
 def test_every_part_has_its_images_targets_and_randomness():
