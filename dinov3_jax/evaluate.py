@@ -60,7 +60,7 @@ def table(name: str, result, model: str | None) -> str:
   """A task's figures beside the paper's, and what differs from its protocol."""
   paper = result.paper.get(model, {}) if model else {}
   width = max(len(key) for key in result.figures)
-  lines = [f"{name:{width}}  {'ours':>7}  {'paper':>7}" if paper else f"{name:{width}}  {'ours':>7}"]
+  lines = [f"{name:{width}}  {'ours':>7}" + (f"  {'paper':>7}" if paper else "")]
   for key, value in result.figures.items():
     lines.append(f"{key:{width}}  {value:7.2f}" + (f"  {paper[key]:7.1f}" if key in paper else ""))
   return "\n".join(lines + [f"  not as in the paper: {what}" for what in result.differs])
