@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +21,9 @@ from dinov3_jax.data.preprocess import Preprocess
 from dinov3_jax.data.rows import read
 from dinov3_jax.data.walk import printable
 from dinov3_jax.evals.backbone import patch_side
-from dinov3_jax.evals.extraction import Stopped, extract, fingerprint
+from dinov3_jax.evals.extraction import Stopped, bar, extract, fingerprint
 from dinov3_jax.evals.framing import Framing, normalize
+from dinov3_jax.evals.ledger import Ledger
 
 
 class LayoutError(ValueError):
@@ -97,10 +98,24 @@ class Session:
       raise LayoutError(f"{printable(self.data)} has no {name} ({found}): wanted is {wanted}")
     return path
 
+  def each(self, items: Sequence, what: str) -> Iterator:
+    """The items of long work, with a bar that counts `what`; raises Stopped if `stop` says so."""
+    with bar(self.progress, what) as shown:
+      shown.console.show_cursor(True)  # a killed process must not leave a terminal without
+      for item in shown.track(items, description=""):
+        self.check_stop()
+        yield item
+
   def check_stop(self):
     """Between two steps of long work: raises Stopped if `stop` says so."""
     if self.stop():
       raise Stopped
+
+  def ledger(self, task: str, settings: Any) -> Ledger:
+    """Where a task keeps the results of single items, for this model and these settings."""
+    decides = (self.digest, self.prepare.mean, self.prepare.std, settings)
+    key = hashlib.sha256(repr(decides).encode()).hexdigest()
+    return Ledger(self.cache / f"{task}-{key[:24]}.jsonl")
 
   def some(self, items: Sequence) -> list:
     """The first `limit` items, spread evenly, so that all classes have their share."""
@@ -129,7 +144,7 @@ class Session:
     names = [os.fspath(image) for image in images]
     key = hashlib.sha256("\0".join([self.digest, repr(framing), *names]).encode(
         "utf-8", "surrogateescape"))
-    key.update(repr([_mark(name) for name in names]).encode())
+    key.update(repr([mark(name) for name in names]).encode())
     self.cache.mkdir(parents=True, exist_ok=True)
     out = self.cache / f"{key.hexdigest()[:24]}.npy"
     if not out.exists():
@@ -173,8 +188,8 @@ def whole(side: float, patch: int) -> int:
   return math.ceil(side / patch) * patch
 
 
-def _mark(path: str) -> tuple[int, int]:
-  """What tells whether a file has changed; (-1, -1) where it cannot be reached."""
+def mark(path: str | os.PathLike) -> tuple[int, int]:
+  """What tells whether a file has changed: bytes and nanoseconds; (-1, -1) if it is not there."""
   try:
     stat = os.stat(path)
   except OSError:

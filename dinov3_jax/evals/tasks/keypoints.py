@@ -7,7 +7,7 @@ import numpy as np
 
 from dinov3_jax.data.decode import decode
 from dinov3_jax.evals import spair
-from dinov3_jax.evals.session import LayoutError, Result, Session
+from dinov3_jax.evals.session import LayoutError, Result, Session, mark
 
 SIZE = 1024  # sides of the padded images at a patch of 16
 LAYOUT = "SPair-71k: PairAnnotation/test/*.json and JPEGImages/CLASS/*.jpg"
@@ -34,8 +34,8 @@ def run(session: Session) -> Result:
     return features[category, name]
 
   chosen = session.some(files)
-  for file in chosen:
-    session.check_stop()
+  ledger = session.ledger("spair", size)
+  for file in session.each(chosen, "pairs"):
     try:
       pair = json.loads(file.read_text())
       category, box = pair["category"], pair["trg_bndbox"]
@@ -43,11 +43,16 @@ def run(session: Session) -> Result:
                        for what in ("imname", "kps"))
     except (ValueError, KeyError) as error:
       raise LayoutError(f"{file} is no pair of SPair-71k: {error}") from error
-    (source_side, source), (side, target) = (features_of(category, name) for name in names)
-    scale = max(box[2] - box[0], box[3] - box[1]) / side
-    errors[category].append(spair.keypoint_errors(
-        source, target, spair.scaled_keypoints(points[0], source_side, size),
-        spair.scaled_keypoints(points[1], side, size), size, scale))
+
+    def compute(category=category, names=names, points=points, box=box):
+      (source_side, source), (side, target) = (features_of(category, name) for name in names)
+      scale = max(box[2] - box[0], box[3] - box[1]) / side
+      return spair.keypoint_errors(
+          source, target, spair.scaled_keypoints(points[0], source_side, size),
+          spair.scaled_keypoints(points[1], side, size), size, scale).tolist()
+
+    marks = [mark(session.data / "JPEGImages" / category / name) for name in names]
+    errors[category].append(ledger.get(repr((file.name, mark(file), marks)), compute))
   recalls = {name: 100 * spair.recall(own) for name, own in sorted(errors.items())}
   return Result({"recall": float(np.mean(list(recalls.values())))}, dict(
       size=size, pairs=len(chosen), threshold=spair.THRESHOLD, of=recalls),
