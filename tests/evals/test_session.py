@@ -59,9 +59,9 @@ def test_a_limit_takes_of_everything(session_of):
 
 def test_sizes_and_layouts(session_of):
   session = session_of("DAVIS", size=20)
-  with pytest.raises(ValueError, match="a size of 20 is no whole number .* of 8: take --size 16"):
+  with pytest.raises(ValueError, match=r"a size of 20 is no whole number .* of 8: take --size 16"):
     session.side(512)
-  with pytest.raises(s.LayoutError, match="has no Videos .it has Annotations, .* wanted is that"):
+  with pytest.raises(s.LayoutError, match=r"has no Videos \(it has Annotations, .* wanted is that"):
     session.path("Videos", "that")
   with pytest.raises(s.LayoutError, match="it is empty or no folder"):
     session_of("nothing").path("x", "y")

@@ -13,6 +13,7 @@ from dinov3_jax.evals.pca import grid
 from dinov3_jax.evals.session import LayoutError, Result, Session, mark, whole
 
 LAYOUT = "VOCdevkit/VOC2007 (or VOC2012) with Annotations, ImageSets/Main/trainval.txt, JPEGImages"
+LIST = "ImageSets/Main/trainval.txt"
 YEARS = ("VOC2007", "VOC2012")
 PAPER = {"vit7b16": {"VOC2007, best": 66.1, "VOC2012, best": 69.5}}  # figure 14
 SHOWN = (160, 160)
@@ -20,14 +21,14 @@ SHOWN = (160, 160)
 
 def run(session: Session) -> Result:
   """Images at full resolution, filled up to whole patches with zeros; the best tau counts."""
-  roots = [session.data / "VOCdevkit" / year for year in YEARS]
-  roots = [root for root in roots if (root / "ImageSets/Main/trainval.txt").is_file()]
-  roots = roots or [session.path("VOCdevkit/VOC2007/ImageSets/Main/trainval.txt", LAYOUT).parents[2]]
+  lists = [session.data / "VOCdevkit" / year / LIST for year in YEARS]
+  lists = [path for path in lists if path.is_file()]
+  roots = [path.parents[2] for path in lists or [session.path(f"VOCdevkit/VOC2007/{LIST}", LAYOUT)]]
   figures, pictures, counts = {}, {}, {}
   ledger = session.ledger("discovery", tokencut.TAUS)
   for root in roots:
     relative = f"VOCdevkit/{root.name}"
-    listed = session.path(f"{relative}/ImageSets/Main/trainval.txt", LAYOUT).read_text().split()
+    listed = (root / LIST).read_text().split()
     boxes, truth, cells = {tau: [] for tau in tokencut.TAUS}, [], []
     for name in session.each(session.some(listed), "images"):
       truth.append(read_boxes(session.path(f"{relative}/Annotations/{name}.xml", LAYOUT)))
