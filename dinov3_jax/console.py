@@ -9,9 +9,14 @@ class Console(logging.Handler):
   """Prints where a progress bar can make room: it replaces `sys.stdout` and `sys.stderr`."""
 
   def emit(self, record: logging.LogRecord):
+    stream = sys.stdout if record.levelno <= logging.INFO else sys.stderr
+    line = self.format(record)
     with contextlib.suppress(OSError, ValueError):  # the terminal may be gone; the run goes on
-      print(self.format(record), flush=True,
-            file=sys.stdout if record.levelno <= logging.INFO else sys.stderr)
+      try:
+        print(line, flush=True, file=stream)
+      except UnicodeEncodeError:  # a terminal that cannot show a path of the user's
+        shown = line.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
+        print(shown, flush=True, file=stream)
 
 
 def set_up(level: int = logging.INFO):

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import logging
 import os
 import pathlib
 import warnings
@@ -58,8 +59,17 @@ def get_config():
 
 @pytest.fixture(autouse=True)
 def logging_as_it_is(monkeypatch):
-  """Training leaves the log to pytest."""
+  """Training leaves the log to pytest, and commands set it up for their own test alone."""
   monkeypatch.setattr("dinov3_jax.console.set_up_unless_done", lambda: None)
+  loggers = [logging.getLogger(), logging.getLogger("dinov3_jax")]
+  former = [(log.level, log.handlers[:], log.propagate) for log in loggers]
+  yield
+  for log, (level, handlers, propagate) in zip(loggers, former):
+    log.setLevel(level)
+    # Those of pytest come and go by themselves.
+    log.handlers = [x for x in log.handlers if x in handlers] + [
+      x for x in handlers if x not in log.handlers and "pytest" not in type(x).__module__]
+    log.propagate = propagate
 
 
 @pytest.fixture(scope="session")

@@ -68,3 +68,10 @@ def test_usage(monkeypatch, capsys, arguments):
   monkeypatch.setattr(sys, "argv", ["aot", *arguments])
   assert aot.main() == 2
   assert capsys.readouterr().err.startswith("error: usage: python -m dinov3_jax.aot --config=")
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help(monkeypatch, capsys, flag):
+  monkeypatch.setattr(sys, "argv", ["aot", flag])
+  assert aot.main() == 0
+  assert "python -m dinov3_jax.aot --config=configs/vit7b.py --topology=" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dinov3_jax
 from dinov3_jax import main
 from dinov3_jax.train import checkpoint
 
@@ -137,6 +138,7 @@ def test_a_wrong_config_file_gets_one_line(monkeypatch, capsys, config, tmp_path
       (None, f"no config file {wrong}"),
       ("", "no valid config: KeyError: get_config"),
       (config.read_text().replace("log_every", "log_evry"), 'Did you mean "log_every"'),
+      ("def get_config(): return {}", "its get_config returns a dict, not a ConfigDict"),
       (config.read_text().replace("(16,)", "(16,"), "SyntaxError")):
     if text is not None:
       wrong.write_text(text)
@@ -151,6 +153,8 @@ def test_a_wrong_config_file_gets_one_line(monkeypatch, capsys, config, tmp_path
 
 @pytest.mark.parametrize("argument, said", [
   ("--config.data.source=/nowhere", "no folder of images at /nowhere"),
+  ("--config.model.in_channels=4", "model.in_channels must be 3, not 4: the images are RGB"),
+  ("--config.train.steps=1", "train.steps=1 is too short for schedules.lr.warmup_steps=2, sche"),
   ("--config.crops.global_sizes=(20,)", "global crop size 20 is not a multiple"),
   ("--config.model.num_heads=3", "model.num_heads 3"),
   ("--config.model.ffn=conv", "conv"),
@@ -180,7 +184,9 @@ def test_an_unwritable_workdir_gets_one_line(monkeypatch, capsys, config, tmp_pa
 
 
 @pytest.mark.parametrize("argument, code, said", [
-  ("--help", 0, "python -m dinov3_jax.main --config="), ("--workdir=x", 2, "--config is missing")])
+  ("--help", 0, "python -m dinov3_jax.main --config="),
+  ("-h", 0, "python -m dinov3_jax.main --config="), ("--version", 0, dinov3_jax.__version__),
+  ("--workdir=x", 2, "--config is missing")])
 def test_what_needs_no_jax_does_not_import_it(argument, code, said):
   script = ("import sys; from dinov3_jax import main; code = main.main(); "
             "assert 'jax' not in sys.modules; sys.exit(code)")

@@ -114,7 +114,7 @@ def _kept(path: epath.Path, start: int) -> tuple[list[bytes], int]:
     try:
       step = json.loads(line)["step"]
       if line.endswith(b"\n") and step <= start:
-        kept.append(line)
+        kept.append(line.rstrip() + b"\n")  # without what an editor may have put before its end
     except (ValueError, TypeError, KeyError):
       damaged += 1
   return kept, damaged
@@ -143,6 +143,10 @@ class JsonLines:
       offset, text = self._end, f'{{"step": {step}, {text[1:]}\n'
     data = text.encode()
     if os.pwrite(self._file, data, offset) != len(data):
+      # As it was, or the next line would be joined to a half one, and both lost.
+      os.ftruncate(self._file, self._end)
+      if offset < self._end:
+        os.pwrite(self._file, b"}\n", offset)
       raise OSError(f"{self._path} took only a part of a line")
     self._last, self._end = step, offset + len(data)
 
@@ -168,56 +172,79 @@ class JsonLines:
 
 
 class TensorBoard:
-  """Writes metrics as TensorBoard scalars, the pictures of evaluations, and the settings."""
+  """Writes metrics as TensorBoard scalars, the pictures of evaluations, and the settings.
+
+  An evaluation draws its picture after the first call for its step, so it is looked for at the next
+  call with metrics: for the same step, or, where the evaluation found no numbers, a later one.
+  """
 
   def __init__(self, folder: epath.PathLike, start: int, pictures: epath.PathLike | None = None,
                settings: str = ""):
     """Args:
       folder: to write to.
       start: steps done before; what an earlier process wrote beyond is hidden.
-      pictures: a folder; its `step_*.png` of a step that is written is shown.
+      pictures: a folder; its `step_*.png` of the steps that this is called for are shown.
       settings: a text to show.
     """
     self._folder, self._start, self._writer, self._files = epath.Path(folder), start, None, 0
     self._pictures = pictures and epath.Path(pictures)
     self._settings = settings
+    self._step, self._passed = start, []  # steps whose pictures were not looked for yet
 
   def __call__(self, step: int, state: TrainState | None, metrics: dict[str, float]):
-    if not metrics:
-      return
-    try:
-      self._write(step, metrics)
-    except OSError:
-      self._writer = None  # a file that ends amid a record is read up to there: begin another
-      raise
+    if step == self._start and metrics:  # the one before a restart, which is evaluated only now
+      self._passed.append(step)
+    passed = self._passed
+    if metrics:
+      self._passed = []
+    if step != self._step:
+      self._step = step
+      self._passed = [*self._passed, step]
+    if metrics:
+      self._write(step, metrics, passed)
 
-  def _write(self, step: int, metrics: dict[str, float]):
+  def _write(self, step: int, metrics: dict[str, float], passed: list[int]):
     from tensorboardX import summary  # imports torch where there is one: seconds
     if self._writer is None:
       self._open(step, summary)
     for name, value in metrics.items():
       self._add(step, summary.scalar(name, value))
-    if self._pictures and (path := self._pictures / picture_name(step)).exists():
-      with Image.open(path) as picture:
-        self._add(step, summary.image("patches", np.asarray(picture), dataformats="HWC"))
+    self._show(passed, summary)
 
   def _open(self, step: int, summary):
-    # Not its SummaryWriter, whose thread dies of a full disk and leaves this one waiting for ever.
+    # Not its SummaryWriter: it hands events to a thread, for which its `flush` does not wait, and
+    # which dies of a full disk and leaves this one waiting for ever.
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.event_pb2 import SessionLog
     self._folder.mkdir(parents=True, exist_ok=True)
     self._writer = EventsWriter(str(self._folder / "events"), f".{os.getpid()}.{self._files}")
     if self._start and not self._files:
-      self._writer.write_event(Event(wall_time=time.time(), step=self._start + 1,
-                                     session_log=SessionLog(status=SessionLog.START)))
+      self._put(step=self._start + 1, session_log=SessionLog(status=SessionLog.START))
     self._files += 1
     if self._settings:
       code = "".join(f"\n    {line}" for line in self._settings.splitlines())
       self._add(step, summary.text("settings", code))
 
   def _add(self, step: int, content):
+    self._put(step=step, summary=content)
+
+  def _put(self, **content):
     from tensorboardX.proto.event_pb2 import Event
-    self._writer.write_event(Event(wall_time=time.time(), step=step, summary=content))
+    try:
+      self._writer.write_event(Event(wall_time=time.time(), **content))
+    except OSError:
+      self._writer = None  # a file that ends amid a record is read up to there: begin another
+      raise
+
+  def _show(self, steps: list[int], summary):
+    if not self._pictures or not self._pictures.is_dir():
+      return
+    there = {path.name for path in self._pictures.iterdir()}
+    for step in steps:
+      if picture_name(step) in there:
+        with Image.open(self._pictures / picture_name(step)) as picture:
+          pixels = np.asarray(picture)
+        self._add(step, summary.image("patches", pixels, dataformats="HWC"))
 
   def flush(self):
     if self._writer is not None:
@@ -225,7 +252,12 @@ class TensorBoard:
 
   def close(self):
     if self._writer is not None:
-      self._writer.close()
+      from tensorboardX import summary
+      try:
+        self._show(self._passed, summary)
+      finally:
+        if self._writer is not None:
+          self._writer.close()
 
 
 def picture_name(step: int) -> str:

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Iterator
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from dinov3_jax.train.schedules import misfits
@@ -14,21 +15,28 @@ from dinov3_jax.train.state import has_gram_teacher
 POSITIVE = (
   "train.steps", "train.batch_size", "log_every", "checkpoint.every", "checkpoint.keep",
   "train.prototype_chunks", "model.patch_size", "model.width", "model.depth", "model.num_heads",
-  "crops.locals", *(f"{head}.{key}" for head in ("dino", "ibot")
-                    for key in ("prototypes", "hidden", "bottleneck", "layers")))
+  "model.ffn_align", "koleo.group", "koleo.topk", "crops.locals",
+  *(f"{head}.{key}" for head in ("dino", "ibot")
+    for key in ("prototypes", "hidden", "bottleneck", "layers")))
 EVALUATION = ("evals.knn_k", "evals.knn_images", "evals.image_size", "evals.picture_size")
+ABOVE_ZERO = ("model.ffn_ratio", "model.norm_eps")
 NOT_NEGATIVE = (
   "data.workers", "checkpoint.keep_every", "checkpoint.minutes", "evals.every", "evals.pictures",
-  "train.max_skipped_steps", "model.storage_tokens", "model.layerscale",
+  "train.max_skipped_steps", "model.storage_tokens", "model.layerscale", "model.rope.base",
   "optim.freeze_last_layer_steps", "optim.patch_embed_lr_mult", "optim.dino_head_wd_mult",
   "gram.refresh_every", "gram.refresh_first", "dino.weight", "ibot.weight", "koleo.weight")
 SHARES = ("data.max_damaged", "masks.probability", "crops.color_strength")  # 0 and 1 included
 BELOW_ONE = ("model.drop_path", "optim.b1", "optim.b2")  # 0 included
+# Lists: those of pixels, and how many entries others have.
+SIZES = tuple(f"crops.{key}" for key in ("global_sizes", "local_sizes", "gram_sizes"))
+LENGTHS = {"crops.mean": 3, "crops.std": 3, "masks.ratio": 2, "crops.global_scale": 2,
+           "crops.local_scale": 2}
 
 
 def check_settings(config: ConfigDict):
   """Raises a ValueError, one line, for settings that no other part of the code refuses in time."""
-  problems = [*_out_of_range(config), *_unknown(config), *_crops(config), *_schedules(config)]
+  problems = list(_no_numbers(config)) or [
+    *_out_of_range(config), *_unknown(config), *_crops(config), *_schedules(config)]
   if problems:
     raise ValueError("; ".join(problems))
   has_gram_teacher(config)
@@ -38,10 +46,26 @@ def _get(config: ConfigDict, key: str):
   return functools.reduce(getattr, key.split("."), config)
 
 
+def _no_numbers(config: ConfigDict) -> Iterator[str]:
+  """What is NaN or infinite; and of lists, whose entries a config does not check, what is text or
+  of another length."""
+  for key, value in flatten_dict(config.to_dict(), sep=".").items():
+    is_list = isinstance(value, tuple | list)
+    entries = value if is_list else [value]
+    length = LENGTHS.get(key, len(entries))
+    if is_list and key not in SIZES and (
+        len(entries) != length or not all(isinstance(x, int | float) for x in entries)):
+      count = f"{length} numbers" if key in LENGTHS else "numbers"
+      yield f"{key} must be {count}, not {tuple(value)}"
+    elif key not in SIZES and any(isinstance(x, float) and not math.isfinite(x) for x in entries):
+      yield f"{key} must be finite, not {value}"
+
+
 def _out_of_range(config: ConfigDict) -> Iterator[str]:
   evaluation = EVALUATION if config.evals.every else ()
   for keys, fits, said in (
       ((*POSITIVE, *evaluation), lambda x: x >= 1, "must be at least 1"),
+      (ABOVE_ZERO, lambda x: x > 0, "must be above 0"),
       (NOT_NEGATIVE, lambda x: x >= 0, "must not be negative"),
       (SHARES, lambda x: 0 <= x <= 1, "must be a share from 0 to 1"),
       (BELOW_ONE, lambda x: 0 <= x < 1, "must be at least 0 and below 1")):
@@ -67,11 +91,13 @@ def _unknown(config: ConfigDict) -> Iterator[str]:
 def _crops(config: ConfigDict) -> Iterator[str]:
   crops, patch = config.crops, config.model.patch_size
   lists = ("global_sizes", "local_sizes", "gram_sizes", "size_weights")
-  if len({len(crops[key]) for key in lists}) > 1:
+  if len({len(crops[key]) for key in lists}) > 1 or not crops.size_weights:
     yield f"crops.{', '.join(lists)} must be of one length, an entry a resolution"
-  for key in lists[:3]:
-    if not all(isinstance(size, int) for size in crops[key]):
-      yield f"crops.{key} must be whole numbers of pixels, not {tuple(crops[key])}"
+  if not all(x > 0 for x in crops.std):
+    yield f"crops.std must be above 0, not {tuple(crops.std)}"
+  for key in SIZES:
+    if not all(isinstance(size, int) for size in _get(config, key)):
+      yield f"{key} must be whole numbers of pixels, not {tuple(_get(config, key))}"
   own = config.gram.teacher == "own"
   if all(isinstance(size, int) for size in crops.gram_sizes) and {
       size > 0 for size in crops.gram_sizes} != {own}:
@@ -93,6 +119,8 @@ def _schedules(config: ConfigDict) -> Iterator[str]:
       if not low <= schedule[key] <= high:
         said = "must not be negative" if high == math.inf else f"must be from {low} to {high}"
         yield f"schedules.{name}.{key} {said}, not {schedule[key]}"
+    if schedule.trunc_extra < 0:
+      yield f"schedules.{name}.trunc_extra must not be negative, not {schedule.trunc_extra}"
     if schedule.warmup_steps < 0 or (schedule.cosine_steps or 0) < 0:
       yield f"schedules.{name} has a negative number of steps"
   if config.schedules.teacher_temp.peak <= 0:

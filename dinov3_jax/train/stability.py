@@ -21,8 +21,9 @@ class Stability:
 
   A step is far outside if it is not finite, if a gradient norm is more than `FACTOR` times its
   median over the last `RECENT` steps inside, or if the loss is above its median by more than
-  `FACTOR` tenths of it and ten median deviations. A state after such steps may be finite and of no
-  use, so that it should not replace an older checkpoint.
+  `FACTOR` tenths of it and ten median deviations. What was always zero is no measure of either. A
+  state after such steps may be finite and of no use, so that it should not replace an older
+  checkpoint.
 
   It looks at a step once the next one is under way, so that the devices never wait for the answer.
 
@@ -103,7 +104,8 @@ class Stability:
     factor = FACTOR if len(past) >= ENOUGH else CAUTIOUS_FACTOR
     if name == "loss":
       deviation = statistics.median(abs(x - median) for x in past)
-      far = value - median > max(factor / 10 * abs(median), 10 * deviation) and len(past) > 1
+      allowed = max(factor / 10 * abs(median), 10 * deviation)
+      far = allowed > 0 and value - median > allowed and len(past) > 1
     else:
       far = median > 0 and value > factor * median
     return f"{name} is {value:.4g}, its median {median:.4g}" if far else None

@@ -174,7 +174,8 @@ def reason(error: BaseException) -> str:
       return error.strerror
     text = " ".join(str(error).split())
     known = [said for said in ("No space left on device", "Disk quota exceeded",
-                               "Read-only file system", "Input/output error", "Permission denied")
+                               "Read-only file system", "Input/output error", "Permission denied",
+                               "File too large")
              if said.lower() in text.lower()]
     if known:
       return known[0]

@@ -6,6 +6,7 @@ passes through a bijection, any change of a single element changes the sum. Two 
 bits.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -36,7 +37,11 @@ def of_arrays(tree: Any) -> tuple[dict[str, str], list[str]]:
     return {}, []
   sharding = getattr(flat[0][1], "sharding", None)
   mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
-  values = np.asarray(jax.device_get(_compiled(mesh)([leaf for _, leaf in flat])))
+  leaves = [leaf for _, leaf in flat]
+  # NumPy's words of 8 bytes would else be rounded to 4 on their way to the device.
+  wide = any(np.dtype(leaf.dtype).itemsize > 4 for leaf in leaves)
+  with jax.enable_x64(True) if wide else contextlib.nullcontext():
+    values = np.asarray(jax.device_get(_compiled(mesh)(leaves)))
   names = [path_name(path) for path, _ in flat]
   sums = {name: f"{first:08x}{second:08x}" for name, (first, second, _) in zip(names, values)}
   return sums, [name for name, row in zip(names, values) if row[2]]

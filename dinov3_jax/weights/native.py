@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax.traverse_util import unflatten_dict
 
 from dinov3_jax.models.partition import path_name
 from dinov3_jax.weights import checksums
@@ -109,14 +108,16 @@ def read_arrays(folder: epath.Path, abstract: Any, verify: bool = True) -> Any:
 
   Raises:
     DamagedCheckpoint: see there.
+    ValueError: naming an array that it does not have, or has in another shape.
   """
+  stored, wanted = _by_name(stored_arrays(folder)), _by_name(abstract)
+  _check_there(folder, wanted, stored)
   sums = stored_checksums(folder) if verify else None
   if sums is None:
     return _restore(folder, abstract)
-  stored, wanted = _by_name(stored_arrays(folder)), _by_name(abstract)
   read = {}
   for part in _parts(abstract, stored):
-    arrays = _restore(folder, part)
+    arrays = jax.tree.map(lambda x: None if x is ocp.PLACEHOLDER else x, _restore(folder, part))
     found, _ = checksums.of_arrays(arrays)
     wrong = [name for name, value in found.items() if value != sums["arrays"].get(name)]
     if wrong:
@@ -143,25 +144,37 @@ def _by_name(tree: Any) -> dict[str, Any]:
   return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
+def _check_there(folder: epath.Path, wanted: dict[str, Any], stored: dict[str, Any]):
+  """Orbax itself leaves out what is not there, and some layouts of other shapes, without a word."""
+  for name, x in wanted.items():
+    if name not in stored:
+      raise ValueError(f"the checkpoint {folder} has no array {name}")
+    if tuple(x.shape) != tuple(stored[name].shape):
+      raise ValueError(f"in the checkpoint {folder}, {name} has the shape "
+                       f"{list(stored[name].shape)}, not {list(x.shape)}")
+
+
 def _parts(abstract: Any, stored: dict[str, Any]) -> Iterator[Any]:
   """What to read as it is stored: all at once, or part by part where each must then be cast.
 
-  A checksum is that of the stored dtype, and both copies of a large model may be too much.
+  A checksum is that of the stored dtype, and both copies of a large model may be too much. A part
+  has the structure of the whole, with Orbax's placeholder for every other array.
   """
   leaves = _by_name(abstract)
   if all(x.dtype == stored[name].dtype for name, x in leaves.items()):
     yield abstract
     return
-  part, size = {}, 0
+  part_of, part, size = {}, 0, 0
   for name, x in leaves.items():
-    dtype = np.dtype(stored[name].dtype)
-    part[name] = x.update(dtype=dtype)
-    size += math.prod(x.shape) * dtype.itemsize
+    part_of[name] = part
+    size += math.prod(x.shape) * np.dtype(stored[name].dtype).itemsize
     if size > CAST_BYTES:
-      yield unflatten_dict(part, sep="/")
-      part, size = {}, 0
-  if part:
-    yield unflatten_dict(part, sep="/")
+      part, size = part + 1, 0
+  for part in range(max(part_of.values()) + 1):
+    def of_part(path, x, part=part):
+      name = path_name(path)
+      return x.update(dtype=stored[name].dtype) if part_of[name] == part else ocp.PLACEHOLDER
+    yield jax.tree_util.tree_map_with_path(of_part, abstract)
 
 
 def _restore(folder: epath.Path, abstract: Any) -> Any:
@@ -217,10 +230,14 @@ def _line(folder: epath.Path, error: Exception) -> str:
 
 
 def _is_no_trace_of_orbax(record: logging.LogRecord) -> bool:
-  """Whether to log a line: each thread of Orbax logs the same error with its stack, and damaged
-  files word for word, where one line of ours says what is wrong."""
+  """Whether to log a line: each thread and task of Orbax logs the same error with its stack, and
+  damaged files word for word, where one line of ours says what is wrong."""
+  said = record.getMessage()
+  if record.name == "asyncio":
+    return "orbax" not in said
   return "orbax" not in record.pathname or not (
-    record.exc_info or record.getMessage().startswith("Failed to json parse"))
+    record.exc_info or said.startswith("Failed to json parse"))
 
 
-logging.getLogger("absl").addFilter(_is_no_trace_of_orbax)
+for _name in ("absl", "asyncio"):
+  logging.getLogger(_name).addFilter(_is_no_trace_of_orbax)

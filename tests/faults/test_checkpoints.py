@@ -1,9 +1,11 @@
 """Checkpoints on disks that flip bits, lose files, run full, or lose power."""
 
+import gc
 import json
 import os
 import pathlib
 import random
+import resource
 import shutil
 
 import chex
@@ -199,6 +201,24 @@ def test_a_full_disk_is_a_line_and_the_next_checkpoint_tries_again(quick_config,
   assert "MiB are free (No space left on device); the checkpoints before it are whole" in lines[0]
   assert sorted(os.listdir(tmp_path / "checkpoints")) == ["6", "8"]
   assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_where_the_arrays_cannot_be_written_there_is_a_line_alone(quick_config, method, tmp_path,
+                                                                  caplog):
+  """The limit of a file's size makes real writes fail, those of the arrays among them."""
+  quick_config.train.steps = 30
+  former = resource.getrlimit(resource.RLIMIT_FSIZE)
+  limit = lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+  method.at = {3: lambda: limit(100), 15: lambda: (gc.collect(), limit(former[0]))}
+  try:
+    loop.train(quick_config, tmp_path)
+  finally:
+    limit(former[0])
+  gc.collect()
+  told = [record for record in caplog.records if record.levelname == "ERROR"]
+  assert told and {record.name for record in told} == {"dinov3_jax.train.writer"}
+  assert all("(File too large)" in record.getMessage() for record in told)
+  assert sorted(os.listdir(tmp_path / "checkpoints")) == ["28", "30"]
 
 
 def test_a_full_disk_stops_a_run_that_shall_stop(quick_config, tmp_path, monkeypatch):

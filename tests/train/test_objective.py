@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -7,8 +8,10 @@ import pytest
 from flax import nnx
 
 from dinov3_jax.losses import bicubic_downsample, dino_loss, sinkhorn
+from dinov3_jax.train import sharding
 from dinov3_jax.train.objective import gather_masked, make_objective, normalise
 from dinov3_jax.train.state import abstract_modules, init_state
+from dinov3_jax.train.step import make_train_step
 
 VALUES = dict(dino_local_weight=0.5, gram_weight=3.0, teacher_temp=0.07)
 
@@ -157,3 +160,15 @@ def test_bytes_are_normalised_and_floats_are_not():
   np.testing.assert_array_equal(normalise(floats, mean, std, jnp.float32),
                                 floats.reshape(6, 4, 4, 3))
   assert normalise(jnp.asarray(crops), mean, std, jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_without_its_weight_koleo_asks_for_no_group(tiny_config):
+  tiny_config.koleo.update(weight=0.0, group=3)  # of four images
+  step = make_train_step(tiny_config)
+  state = jax.eval_shape(functools.partial(init_state, tiny_config))
+  mesh = sharding.make_mesh(tiny_config, jax.devices()[:1])
+  batch = sharding.abstract_batch(tiny_config, mesh)
+  jax.eval_shape(step, state, batch)
+  tiny_config.koleo.weight = 0.1
+  with pytest.raises(ValueError, match="KoLeo groups of 3 do not divide 4 rows"):
+    jax.eval_shape(make_train_step(tiny_config), state, batch)

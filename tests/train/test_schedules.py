@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import base
-from dinov3_jax.train.schedules import lr_scale, make_schedule, make_schedules
+from dinov3_jax.train.schedules import lr_scale, make_schedule, make_schedules, misfits
 
 NEW = dict(kind="warmup_cosine", trunc_extra=0.0, total_steps=100)
 OLD = dict(kind="cosine", start=0.0, peak=1.0, end=0.1, warmup_steps=10, cosine_steps=None,
@@ -92,3 +92,45 @@ def test_errors():
   config.train.steps = 1000
   with pytest.raises(ValueError, match=r"schedules\.lr: .* 12500 warm-up .* train\.steps=1000"):
     make_schedules(config)
+
+
+def test_schedules_that_fit_are_no_misfits():
+  config = base.get_config()
+  assert misfits(config) == []
+  config.train.steps = 37_500  # no step is left after the longest warm-up
+  assert misfits(config) == []
+
+
+def test_all_misfits_are_in_one_line_with_the_keys_to_set():
+  config = base.get_config()
+  config.schedules.gram_weight.update(warmup_steps=600, cosine_steps=500)
+  config.schedules.weight_decay.update(cosine_steps=1001)
+  config.train.steps = 1000
+  assert misfits(config) == [
+    "train.steps=1000 is too short for schedules.gram_weight.warmup_steps=600 and "
+    "schedules.gram_weight.cosine_steps=500, schedules.lr.warmup_steps=12500, "
+    "schedules.teacher_temp.warmup_steps=37500, schedules.weight_decay.cosine_steps=1001, "
+    "optim.freeze_last_layer_steps=1250: lower these, too"]
+
+
+def test_prototypes_may_stay_fixed_for_a_whole_run():
+  config = base.get_config()
+  config.train.steps = 37_500
+  config.optim.freeze_last_layer_steps = 40_000
+  assert misfits(config) == []
+
+
+@given(warmup=st.integers(0, 6), fall=st.none() | st.integers(0, 6), total=st.integers(1, 8))
+@settings(max_examples=50, deadline=None)
+def test_misfits_are_what_make_schedule_refuses(warmup, fall, total):
+  config = base.get_config()
+  for schedule in config.schedules.values():
+    schedule.update(warmup_steps=0, cosine_steps=None)
+  config.schedules.momentum.update(warmup_steps=warmup, cosine_steps=fall)
+  config.train.steps = total
+  try:
+    make_schedules(config)
+  except ValueError:
+    assert misfits(config)
+  else:
+    assert not misfits(config)

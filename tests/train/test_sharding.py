@@ -41,12 +41,12 @@ def compile_step(config, mesh, state):
 
 
 @pytest.mark.parametrize("name", ["pretrain", "gram"])
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 4)], ids=str)
 def test_the_recorded_figures_hold_on_any_mesh(trajectory, name, sizes):
   """Every data shard has the images and masks of the one process that was recorded, so that the
   means over all of them are its own."""
   run = trajectory(name)
-  mesh = mesh_of(*sizes)
+  mesh = mesh_of(*sizes, devices=math.prod(sizes))
   copies = lambda x: jax.device_put(np.concatenate([x] * data_shards(mesh)), batch_sharding(mesh))
   step, state = compile_step(run.config, mesh, run.state())
   for row in run.record["rows"]:
