@@ -26,6 +26,8 @@ class Task:
 TASKS = {
   "knn": Task("global", "folders:knn", "train/CLASS/*.jpg and val/CLASS/*.jpg"),
   "linear": Task("global", "folders:linear", "train/CLASS/*.jpg and val/CLASS/*.jpg"),
+  "imagenet": Task("global", "imagenet:run",
+                   "train/WNID, val/WNID and imagenet-a, imagenet-r, sketch, imagenet-c, real.json"),
   "logistic": Task("global", "folders:logistic", "train/CLASS/*.jpg and test/CLASS/*.jpg (or val)"),
   "segmentation": Task("dense", "segmenting:run",
                        "VOCdevkit/VOC2012, ADEChallengeData2016, or leftImg8bit and gtFine"),

@@ -1,52 +1,22 @@
 """Classification of folders: k-NN, linear probes, logistic regression on frozen CLS features."""
 
-import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from dinov3_jax.data.walk import images_below
 from dinov3_jax.evals import classification
 from dinov3_jax.evals import linear as probe
 from dinov3_jax.evals import logistic as regression
+from dinov3_jax.evals.class_folders import LAYOUT, classes_of, images_of
 from dinov3_jax.evals.framing import framing
 from dinov3_jax.evals.knn import knn_accuracy
 from dinov3_jax.evals.pca import heatmap
-from dinov3_jax.evals.session import LayoutError, Result, Session
+from dinov3_jax.evals.session import Result, Session
 
 SIZE = 512  # paper 6.2.1: the short side is resized to it, and the middle is cut out
 KNN_SIZE = 224  # of the reference's k-NN: the short side is resized to 256
 KS = (10, 20, 100, 200)
-LAYOUT = "a folder for each class in train/ and in val/ (or test/)"
-
-
-def classes_of(folder: pathlib.Path) -> list[str]:
-  """The names of the class folders in order: of numbers if all are numbers (2 before 10)."""
-  names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-  if not names:
-    raise LayoutError(f"{folder} has no folders of classes: wanted is {LAYOUT}")
-  return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
-
-
-def images_of(folder: pathlib.Path, classes: Sequence[str]) -> tuple[list[str], np.ndarray]:
-  """The images below the class folders and their classes.
-
-  Raises:
-    LayoutError: a folder that is none of the classes, or one of them without images.
-  """
-  own = classes_of(folder)
-  strange = sorted(set(own) - set(classes))
-  if strange:
-    raise LayoutError(f"{folder} has a class {strange[0]} that the training set does not have")
-  paths, labels = [], []
-  for name in own:
-    found = sorted(os.path.join(folder, name, image) for image in images_below(folder / name))
-    if not found:
-      raise LayoutError(f"{folder / name} has no images")
-    paths += found
-    labels += [classes.index(name)] * len(found)
-  return paths, np.array(labels)
 
 
 def _split(session: Session, names: Sequence[str]) -> pathlib.Path:

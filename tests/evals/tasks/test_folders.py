@@ -39,14 +39,6 @@ def test_a_limit_is_told(session_of):
   assert "6 images of each split" in result.differs
 
 
-def test_numbers_are_sorted_as_numbers(tmp_path):
-  for name in ("10", "2", "0"):
-    (tmp_path / "numbers" / name).mkdir(parents=True)
-    (tmp_path / "words" / f"n{name}").mkdir(parents=True)
-  assert folders.classes_of(tmp_path / "numbers") == ["0", "2", "10"]
-  assert folders.classes_of(tmp_path / "words") == ["n0", "n10", "n2"]
-
-
 def test_layouts(session_of, mini_data, tmp_path):
   with pytest.raises(LayoutError, match=r"has no train .*wanted is a folder for each class"):
     folders.knn(session_of("DAVIS", size=32))
@@ -60,9 +52,3 @@ def test_layouts(session_of, mini_data, tmp_path):
   (tmp_path / "data" / "val" / "discs").mkdir()
   with pytest.raises(LayoutError, match="discs has no images"):
     folders.knn(session_of(tmp_path / "data", size=32))
-
-
-def test_a_missing_class_keeps_the_numbers_of_others(mini_data, tmp_path):
-  shutil.copytree(mini_data / "folders" / "val" / "discs", tmp_path / "discs")
-  _, labels = folders.images_of(tmp_path, folders.classes_of(mini_data / "folders" / "train"))
-  np.testing.assert_array_equal(labels, 2)
