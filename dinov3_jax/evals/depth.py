@@ -24,9 +24,9 @@ def garg_crop(height: int, width: int) -> np.ndarray:
   return mask
 
 
-def valid_pixels(truth, least: float, most: float, region=None) -> np.ndarray:
+def valid_pixels(truth: np.ndarray | jax.Array, least: float, most: float, region=None):
   """Where the truth lies strictly between both bounds, and in the region: bool like `truth`."""
-  valid = (np.asarray(truth) > least) & (np.asarray(truth) < most)
+  valid = (truth > least) & (truth < most)
   return valid if region is None else valid & region
 
 

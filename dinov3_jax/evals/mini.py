@@ -59,6 +59,11 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
                  0, 255).astype(np.uint8)
 
 
+def plain(height: int, width: int) -> np.ndarray:
+  """White, uint8 [height, width, 3]."""
+  return np.full((height, width, 3), 255, np.uint8)
+
+
 def place(drawing: Image.Image, degrees: float, scale: float) -> Image.Image:
   """A drawing that is turned about its centre and scaled."""
   side = max(round(drawing.width * scale), 4)
@@ -90,13 +95,12 @@ def save_labels(path: pathlib.Path, labels: np.ndarray):
 
 
 def folders(out: pathlib.Path, drawings, rng: np.random.Generator, train: int = 20, val: int = 10):
-  """`train/CLASS` and `val/CLASS`: every drawing once, on a background."""
+  """`train/CLASS` and `val/CLASS`: every drawing once, on white."""
   for label, name in enumerate(drawings.classes):
     own = rng.permutation(np.flatnonzero(drawings.labels == label))[:train + val]
     share = min(train, len(own) * train // (train + val))
     for i, index in enumerate(own):
-      image, _ = compose(background(rng, 112, 112), place(drawings[index], 0, rng.uniform(0.8, 1)),
-                         8, 8)
+      image, _ = compose(plain(112, 112), place(drawings[index], 0, rng.uniform(0.8, 1)), 8, 8)
       save(out / ("train" if i < share else "val") / name / f"{i:03}.jpg", image)
 
 
@@ -198,10 +202,12 @@ def spair(out: pathlib.Path, drawings, rng: np.random.Generator, classes: int = 
 
 def oxford(out: pathlib.Path, drawings, rng: np.random.Generator, queries: int = 12,
            others: int = 24):
-  """Easy views are turned a little, hard ones a lot and half as large; others match no query."""
+  """Easy views are turned a little, hard ones a lot, half as large and on a background; others
+  match no query."""
   names, truth = [], []
   def add(index, name, degrees, scale):
-    image, _ = compose(background(rng, 120, 150), place(drawings[index], degrees, scale), 20, 10)
+    scene = background(rng, 120, 150) if scale < 0.9 else plain(120, 150)
+    image, _ = compose(scene, place(drawings[index], degrees, scale), 20, 10)
     save(out / "jpg" / f"{name}.jpg", image)
     return name
 
