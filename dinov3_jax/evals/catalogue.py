@@ -36,5 +36,6 @@ TASKS = {
   "discovery": Task("objects", "discovery:run", "VOCdevkit/VOC2007 or VOC2012 with Annotations"),
   "tracking": Task("video", "tracking:run", "DAVIS with ImageSets/2017/val.txt"),
   "oxford": Task("retrieval", "instances:oxford", "gnd_roxford5k.pkl (or rparis6k) and jpg/*.jpg"),
+  "met": Task("retrieval", "artworks:run", "images/ and ground_truth/*.json"),
   "amstertime": Task("retrieval", "instances:amstertime", "new/0000.png and old/0000.jpg"),
 }
