@@ -67,7 +67,8 @@ def main():
   single = lambda: [linear.train(x, y, (rate,), (decay,), steps=64, batch=256)
                     for rate in linear.RATES for decay in linear.DECAYS]
   a, b = seconds(every), seconds(single)
-  print(f"30 linear probes of 100 classes, 64 steps of 256: together {a:.2f} s, one by one {b:.2f} s")
+  print(f"30 linear probes of 100 classes, 64 steps of 256: together {a:.2f} s, one by one "
+        f"{b:.2f} s")
 
   bank, queries = rng.standard_normal((2, 8192, 384)).astype(np.float32)
   queries, labels = queries[:2048], rng.integers(0, 100, 8192)

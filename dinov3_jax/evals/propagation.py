@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 SIMILARITIES = 2**26  # entries of the patch-by-context matrix that stand in memory at once
+PASSES = 16  # over these entries, at most, to find the k-th largest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,21 @@ def _put(bank, masks, place, x, y):
   return bank.at[place].set(x), masks.at[place].set(y)
 
 
+def _kth_largest(x, k):
+  """Of each row, equal entries counted each: [N, 1].
+
+  For the few neighbours of a propagation, going down from value to value takes a fraction of the
+  time of `lax.top_k` on CPUs, which sorts: 1,620 rows of 12,960 and k = 5 in 0.3 s, not 9 s.
+  """
+  if k > PASSES:
+    return jax.lax.top_k(x, k)[0][:, -1:]
+  least = x.max(-1, keepdims=True)
+  for _ in range(k - 1):
+    enough = (x >= least).sum(-1, keepdims=True) >= k
+    least = jnp.where(enough, least, jnp.where(x < least, x, -jnp.inf).max(-1, keepdims=True))
+  return least
+
+
 @partial(jax.jit, static_argnames=("neighbours", "temperature"))
 def _next(x, bank, masks, near, filled, *, neighbours, temperature):
   """x [N, D], bank [T, N, D], masks [T, N, K], near [N, N] -> [N, K]."""
@@ -111,7 +127,7 @@ def _next(x, bank, masks, near, filled, *, neighbours, temperature):
     x, near = rows
     cosine = jnp.matmul(x, bank.T, precision="float32")
     cosine = jnp.where(jnp.tile(near, (1, frames)) & there, cosine, -jnp.inf)
-    least = jax.lax.top_k(cosine, min(neighbours, frames * count))[0][:, -1:]
+    least = _kth_largest(cosine, min(neighbours, frames * count))
     weights = jax.nn.softmax(jnp.where(cosine >= least, cosine / temperature, -jnp.inf), axis=-1)
     return jnp.matmul(weights, masks, precision="float32")
 

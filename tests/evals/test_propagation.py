@@ -1,5 +1,6 @@
 """Label propagation against recorded frames."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -84,3 +85,10 @@ def test_bad_input():
     list(p.propagate([np.ones((2, 3, 4))], np.ones((2, 2, 1))))
   with pytest.raises(ValueError, match='"bilinear" or "nearest"'):
     p.to_pixels(np.ones((1, 1, 1)), 2, 2, "cubic")
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 16, 17, 20])
+def test_the_kth_largest_counts_equal_entries(k):
+  x = np.random.default_rng(0).integers(0, 12, (40, 20)).astype(np.float32)
+  x[::3, 4:] = -np.inf
+  np.testing.assert_array_equal(p._kth_largest(jnp.asarray(x), k), np.sort(x)[:, -k, None])
