@@ -91,8 +91,7 @@ def steps(run: Run, state: TrainState, stop: signals.Noted, watching, writer: Wr
   flops = flops_by_crops(config, sharding.data_shards(run.mesh))
   failure, saving_is_due = None, False
   (batch, position), run.first = run.first, None
-  if run.start:
-    watching.observe(run.start, state)  # if it was killed before this was done
+  watching.observe(run.start, state)  # of a restart, too, if it was killed before this was done
   for step in range(run.start + 1, last + 1):
     sides = tuple(batch[name].shape[2] if name in batch else 0
                   for name in ("global_crops", "local_crops", "gram_crops"))
