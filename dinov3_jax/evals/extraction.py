@@ -100,9 +100,9 @@ def extract(images: Sequence[str], out: str | os.PathLike, model: nnx.Module, pr
     if rows.finished:
       return {names[i]: reason for i, reason in sorted(rows.damaged.items())}
     todo = _left(images, rows)
-    bar = stack.enter_context(_bar(progress))
-    bar.console.show_cursor(True)  # a killed process must not leave a terminal without
-    task = bar.add_task("", total=len(images), completed=len(images) - len(todo))
+    shown = stack.enter_context(bar(progress))
+    shown.console.show_cursor(True)  # a killed process must not leave a terminal without
+    task = shown.add_task("", total=len(images), completed=len(images) - len(todo))
     batches = _batches(images, todo, prepare, batch_size)
     for arrays, items, marks, damaged in _one_ahead(compute(*batch) for batch in batches):
       for item in items:
@@ -116,7 +116,7 @@ def extract(images: Sequence[str], out: str | os.PathLike, model: nnx.Module, pr
       if "patches" in arrays:
         arrays["patches"] = arrays["patches"].reshape(len(good), *grid, -1)
       rows.append(arrays, items, marks, {item: str(why) for item, why in damaged.items()})
-      bar.advance(task, len(items))
+      shown.advance(task, len(items))
       if stop():
         raise Stopped
     if len(rows.damaged) == len(images):
@@ -245,9 +245,10 @@ def _one_ahead(items: Iterable) -> Iterator:
     yield item
 
 
-def _bar(show: bool) -> Progress:
+def bar(show: bool, what: str = "images") -> Progress:
+  """A progress bar on the standard error stream, which may end before the work does."""
   console = Console(file=_Terminal(sys.stderr))
-  return Progress(BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeElapsedColumn(),
+  return Progress(BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeElapsedColumn(),
                   TimeRemainingColumn(), console=console, disable=not show)
 
 

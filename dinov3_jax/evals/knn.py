@@ -16,6 +16,22 @@ def _normalize(x: jax.Array) -> jax.Array:
   return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
+def _votes(bank, bank_labels, x, temperature, ks, num_classes, skip=0):
+  """What each class gets from the first k neighbours, for each k: a list of [M, C].
+
+  `bank` is normalised already; the `skip` nearest neighbours do not vote.
+  """
+  similarities = jnp.matmul(_normalize(x), bank.T, precision="float32")
+  nearest, index = jax.lax.top_k(similarities, ks[-1] + skip)
+  weights = jax.nn.softmax(nearest[:, skip:] / temperature, axis=-1)
+  neighbours = bank_labels[index[:, skip:]]
+  rows = jnp.arange(len(x))[:, None]
+  votes = [jnp.zeros((len(x), num_classes))]
+  for start, stop in zip((0, *ks), ks):
+    votes.append(votes[-1].at[rows, neighbours[:, start:stop]].add(weights[:, start:stop]))
+  return votes[1:]
+
+
 @partial(jax.jit, static_argnames=("ks", "num_classes", "chunk"))
 def _ranks(bank, bank_labels, queries, labels, temperature, *, ks, num_classes, chunk):
   """The rank (0 = voted first) of each query's own label, for each k: int32 [len(ks), M]."""
@@ -23,16 +39,9 @@ def _ranks(bank, bank_labels, queries, labels, temperature, *, ks, num_classes, 
 
   def rank(chunk_of_queries):
     x, y = chunk_of_queries
-    similarities = jnp.matmul(_normalize(x), bank.T, precision="float32")
-    nearest, index = jax.lax.top_k(similarities, ks[-1])
-    weights = jax.nn.softmax(nearest / temperature, axis=-1)
-    neighbours = bank_labels[index]
-    rows = jnp.arange(len(x))[:, None]
-    votes = jnp.zeros((len(x), num_classes))
     ranks = []
-    for start, stop in zip((0, *ks), ks):
-      votes = votes.at[rows, neighbours[:, start:stop]].add(weights[:, start:stop])
-      own = votes[rows, y[:, None]]
+    for votes in _votes(bank, bank_labels, x, temperature, ks, num_classes):
+      own = votes[jnp.arange(len(x))[:, None], y[:, None]]
       # Among equal votes the smaller label goes first: a collapsed network earns nothing by ties.
       ahead = (votes > own) | ((votes == own) & (jnp.arange(num_classes) < y[:, None]))
       ranks.append(ahead.sum(-1))
@@ -102,6 +111,42 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels,
   accuracy = {n: {"top1": float((r < 1).mean()), "top5": float((r < 5).mean())}
               for n, r in zip(ks, np.asarray(ranks))}
   return {n: dict(accuracy[m]) for n, m in zip(asked, cut)}
+
+
+def knn_votes(train_features, train_labels, queries, k: Sequence[int] = (10, 20, 100, 200),
+              temperature: float = 0.07, num_classes: int | None = None, skip: int = 0
+              ) -> dict[int, np.ndarray]:
+  """What the nearest training features say of each query, class by class.
+
+  Args:
+    train_features, train_labels, temperature: as for `knn_accuracy`.
+    queries: [M, D].
+    k: as there; those above N - skip are cut to it.
+    num_classes: None takes the largest label + 1.
+    skip: so many nearest neighbours do not vote: 1 where the queries are in the bank themselves.
+
+  Returns:
+    By k, float32 [M, C]. The votes of the largest k sum to 1, those of others to less.
+
+  Raises:
+    ValueError: no neighbour is left to vote, or a k is below 1.
+  """
+  left = len(train_features) - skip
+  if left < 1 or min(k) < 1:
+    raise ValueError(f"k-NN needs a k of at least 1 and a neighbour to vote, not k = {min(k)} of "
+                     f"{left} neighbours")
+  ks = tuple(sorted({min(int(n), left) for n in k}))
+  num_classes = int(np.max(train_labels)) + 1 if num_classes is None else num_classes
+  bank = _normalize(jnp.asarray(train_features))
+  labels = jnp.asarray(train_labels, jnp.int32)
+  chunk = max(1, min(len(queries), 256, SIMILARITIES // len(train_features)))
+  blocks = [_votes_of(bank, labels, jnp.asarray(queries[i:i + chunk]), temperature, ks=ks,
+                      num_classes=num_classes, skip=skip) for i in range(0, len(queries), chunk)]
+  votes = {n: np.concatenate(x) for n, x in zip(ks, zip(*blocks))}
+  return {int(n): votes[min(int(n), left)] for n in k}
+
+
+_votes_of = jax.jit(_votes, static_argnames=("ks", "num_classes", "skip"))
 
 
 def raw_pixels(images: Iterable[np.ndarray], size: int = 32) -> np.ndarray:

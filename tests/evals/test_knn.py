@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinov3_jax.evals import knn
+from dinov3_jax.evals import classification, knn
 
 
 def clusters(n, rng, centres, spread):
@@ -97,3 +97,38 @@ def test_raw_pixels():
   np.testing.assert_allclose(features.reshape(2, 16, 3)[:, 0], [[1, 0, 0], [0, 0, 0.2]])
   batch = np.random.default_rng(0).integers(256, size=(2, 32, 32, 3), dtype="u1")
   np.testing.assert_allclose(knn.raw_pixels(batch), batch.reshape(2, -1) / 255.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("skip", [0, 1])
+def test_recorded_votes(golden, recorded, skip):
+  arrays, figures = golden("evals/knn"), recorded("knn_accuracy")["accuracy"]
+  ks = (1, 10, 20, 100, 200)
+  # With the nearest one skipped, images of the bank itself are the queries.
+  queries, labels = (arrays[name][:80] for name in (
+      ("train", "train_labels") if skip else ("test", "test_labels")))
+  for temperature in (0.07, 0.5):
+    votes = knn.knn_votes(arrays["train"], arrays["train_labels"], queries, ks, temperature,
+                          num_classes=7, skip=skip)
+    for k in ks:
+      if temperature == 0.07:
+        np.testing.assert_allclose(votes[k], arrays[f"probs_skip{skip}_k{k}"], atol=2e-5)
+      record = figures.get(f"T{temperature}_skip{skip}_k{k}")
+      if record:
+        for name, value in (
+            ("top1", classification.accuracy(votes[k], labels)),
+            ("per_class_top1", classification.accuracy_per_class(votes[k], labels))):
+          assert 100 * value == pytest.approx(record[name], abs=1e-4)
+        if k >= 100:  # where fewer neighbours vote, classes without a vote are among the first 5
+          assert 100 * classification.accuracy(votes[k], labels, 5) == pytest.approx(
+              record["top5"], abs=1e-4)
+
+
+def test_long_lists_are_cut(golden, recorded):
+  arrays = golden("evals/knn")
+  votes = knn.knn_votes(arrays["train"], arrays["train_labels"], arrays["test"],
+                        (10, 20, 100, 200, 1000))
+  cut = recorded("knn_accuracy")["ks_of_10_20_100_200_1000_with_300_train"]
+  assert cut[-1] == len(arrays["train"])
+  np.testing.assert_allclose(votes[1000].sum(1), 1, atol=1e-5)
+  with pytest.raises(ValueError, match="a neighbour to vote"):
+    knn.knn_votes(arrays["train"][:1], [0], arrays["test"], (1,), skip=1)

@@ -1,0 +1,41 @@
+"""The tasks of `python -m dinov3_jax.evaluate`. It imports nothing that is slow."""
+
+import dataclasses
+import importlib
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A function `run(session) -> Result`, imported when it is called.
+
+  Attributes:
+    group: of the list of tasks.
+    place: module in `dinov3_jax.evals.tasks`, and function.
+    layout: the folder that it wants.
+  """
+
+  group: str
+  place: str
+  layout: str
+
+  def __call__(self, session):
+    module, function = self.place.split(":")
+    return getattr(importlib.import_module(f"dinov3_jax.evals.tasks.{module}"), function)(session)
+
+
+TASKS = {
+  "knn": Task("global", "folders:knn", "train/CLASS/*.jpg and val/CLASS/*.jpg"),
+  "linear": Task("global", "folders:linear", "train/CLASS/*.jpg and val/CLASS/*.jpg"),
+  "imagenet": Task("global", "imagenet:run",
+                   "train/WNID, val/WNID; imagenet-a, imagenet-r, sketch, imagenet-c, real.json"),
+  "logistic": Task("global", "folders:logistic", "train/CLASS/*.jpg and test/CLASS/*.jpg (or val)"),
+  "segmentation": Task("dense", "segmenting:run",
+                       "VOCdevkit/VOC2012, ADEChallengeData2016, or leftImg8bit and gtFine"),
+  "depth": Task("dense", "nyu:run", "nyu_train.txt, nyu_test.txt and what they name"),
+  "spair": Task("3D", "keypoints:run", "SPair-71k with PairAnnotation/test"),
+  "discovery": Task("objects", "discovery:run", "VOCdevkit/VOC2007 or VOC2012 with Annotations"),
+  "tracking": Task("video", "tracking:run", "DAVIS with ImageSets/2017/val.txt"),
+  "oxford": Task("retrieval", "instances:oxford", "gnd_roxford5k.pkl (or rparis6k) and jpg/*.jpg"),
+  "met": Task("retrieval", "artworks:run", "images/ and ground_truth/*.json"),
+  "amstertime": Task("retrieval", "instances:amstertime", "new/0000.png and old/0000.jpg"),
+}

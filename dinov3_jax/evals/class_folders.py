@@ -1,0 +1,40 @@
+"""Data sets with a folder for each class."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from dinov3_jax.data.walk import images_below
+from dinov3_jax.evals.session import LayoutError
+
+LAYOUT = "a folder for each class in train/ and in val/ (or test/)"
+
+
+def classes_of(folder: pathlib.Path) -> list[str]:
+  """The names of the class folders in order: of numbers if all are numbers (2 before 10)."""
+  names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+  if not names:
+    raise LayoutError(f"{folder} has no folders of classes: wanted is {LAYOUT}")
+  return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
+
+
+def images_of(folder: pathlib.Path, classes: Sequence[str]) -> tuple[list[str], np.ndarray]:
+  """The images below the class folders and their classes.
+
+  Raises:
+    LayoutError: a folder that is none of the classes, or one of them without images.
+  """
+  own = classes_of(folder)
+  strange = sorted(set(own) - set(classes))
+  if strange:
+    raise LayoutError(f"{folder} has a class {strange[0]} that the training set does not have")
+  paths, labels = [], []
+  for name in own:
+    found = sorted(os.path.join(folder, name, image) for image in images_below(folder / name))
+    if not found:
+      raise LayoutError(f"{folder / name} has no images")
+    paths += found
+    labels += [classes.index(name)] * len(found)
+  return paths, np.array(labels)

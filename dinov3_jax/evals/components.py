@@ -1,0 +1,83 @@
+"""Principal components that are shared by images, and the foreground that they are fitted on."""
+
+import dataclasses
+
+import numpy as np
+from scipy import ndimage
+
+
+@dataclasses.dataclass(frozen=True)
+class Components:
+  """Attributes:
+    mean: float64 [D].
+    axes: float64 [K, D], unit vectors, the largest variance first.
+    variance: float64 [K], of the sample: divided by N - 1, as scikit-learn has it.
+  """
+
+  mean: np.ndarray
+  axes: np.ndarray
+  variance: np.ndarray
+
+  def project(self, features) -> np.ndarray:
+    """Whitened projections float64 [..., K] of features [..., D]."""
+    centred = np.asarray(features, np.float64) - self.mean
+    return centred @ self.axes.T / np.sqrt(np.maximum(self.variance, 1e-30))
+
+  def rgb(self, features, mask=None) -> np.ndarray:
+    """Colours sigmoid(2 x) of the first three components, black outside the mask.
+
+    Args:
+      features: [..., D].
+      mask: bool [...].
+
+    Returns:
+      float32 [..., 3] in [0, 1].
+    """
+    colours = 1 / (1 + np.exp(-2 * self.project(features)[..., :3]))
+    return np.where(True if mask is None else mask[..., None], colours, 0).astype(np.float32)
+
+
+def fit(features, count: int = 3, skip: int = 0) -> Components:
+  """The principal components of features, of one image or of many.
+
+  Signs are fixed: the largest entry of every axis is positive.
+
+  Args:
+    features: [N, D].
+    count: how many components.
+    skip: so many of the largest ones are left out; the paper's figure 17 shows those after 4.
+
+  Raises:
+    ValueError: too few features or dimensions, or features that are not finite.
+  """
+  x = np.asarray(features, np.float64)
+  if x.ndim != 2 or count + skip > min(len(x) - 1, x.shape[-1]) or not np.isfinite(x).all():
+    raise ValueError(f"{count + skip} components need more features than that, all finite, and as "
+                     f"many dimensions, not {x.shape}")
+  mean = x.mean(0)
+  _, singular, axes = np.linalg.svd(x - mean, full_matrices=False)
+  kept = slice(skip, skip + count)
+  axes = axes[kept] * np.sign(axes[kept][np.arange(count), np.abs(axes[kept]).argmax(1)])[:, None]
+  return Components(mean, axes, np.square(singular[kept]) / (len(x) - 1))
+
+
+def patch_shares(alpha, patch: int = 16) -> np.ndarray:
+  """The share of each patch that is covered: the mean of alpha [H, W] over whole patches."""
+  rows, columns = (side // patch for side in np.shape(alpha))
+  whole = np.asarray(alpha)[:rows * patch, :columns * patch]
+  return whole.reshape(rows, patch, columns, patch).mean((1, 3))
+
+
+def smooth(score) -> np.ndarray:
+  """The median of the 3 x 3 patches around each, zeros beyond the edge: [h, w]."""
+  return ndimage.median_filter(np.asarray(score), 3, mode="constant", cval=0)
+
+
+def foreground(score) -> np.ndarray:
+  """Where the smoothed probability of the foreground is above one half: bool [h, w]."""
+  return smooth(score) > 0.5
+
+
+def picture_size(height: int, width: int, target: int = 768, patch: int = 16) -> tuple[int, int]:
+  """The size that the reference's notebooks look at: the height given, the width whole patches."""
+  return target, int(target * width / height) // patch * patch

@@ -1,0 +1,28 @@
+"""Pictures of what an evaluation found."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from dinov3_jax.evals import pca
+
+FRAME_MILLISECONDS = 100
+
+
+def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """An image uint8 [H, W, 3] with labels [H, W] in colours, and the background (0) as it is."""
+  colours = 255 * pca.heatmap(labels / max(int(labels.max()), 1), 0, 1.2)
+  return np.where(labels[..., None] > 0, 0.45 * image + 0.55 * colours, image).astype(np.uint8)
+
+
+def write(path: str | os.PathLike, picture: np.ndarray | Sequence[np.ndarray]):
+  """Writes a canvas uint8 [H, W, 3], or frames of one size as an animated file (.gif)."""
+  if isinstance(picture, np.ndarray):
+    pca.save(path, picture)
+    return
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  first, *others = [Image.fromarray(frame) for frame in picture]
+  first.save(path, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)

@@ -1,0 +1,144 @@
+"""Linear classification on frozen features: a grid of learning rates and decays at once."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Paper D.7: 10 epochs of batches of 1024, SGD with momentum.
+RATES = tuple(m * 10.0**e for e in (-4, -3, -2, -1, 0) for m in (1, 2, 5))
+DECAYS = (0.0, 1e-5)
+MOMENTUM = 0.9
+BATCH = 1024
+EPOCHS = 10
+CHUNK = 64  # steps a compiled call; what it is given stays small on the device
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+  """Linear heads, one for each rate and decay.
+
+  Attributes:
+    weights: float32 [G, C, D].
+    biases: float32 [G, C].
+    rates, decays: [G].
+    losses: the mean cross-entropy of each batch, float32 [steps, G].
+  """
+
+  weights: np.ndarray
+  biases: np.ndarray
+  rates: np.ndarray
+  decays: np.ndarray
+  losses: np.ndarray
+
+  def logits(self, features, head: int | None = None) -> np.ndarray:
+    """float32 [G, N, C] of features [N, D]; of one head [N, C]."""
+    if head is not None:
+      return np.asarray(features, np.float32) @ self.weights[head].T + self.biases[head]
+    return np.stack([self.logits(features, i) for i in range(len(self.weights))])
+
+
+def cosine(steps: int) -> np.ndarray:
+  """The factor of the learning rate by step: (1 + cos(pi i / steps)) / 2, float64 [steps]."""
+  return (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
+
+
+def train(features, labels, rates: Sequence[float] = RATES, decays: Sequence[float] = DECAYS, *,
+          num_classes: int | None = None, steps: int | None = None, batch: int = BATCH,
+          seed: int = 0, order=None, weights=None, mesh: jax.sharding.Mesh | None = None) -> Heads:
+  """Trains a head for every rate and decay, all on the same batches.
+
+  SGD with momentum, cosine to 0; the decay is L2's, added to the gradient, biases included, as
+  PyTorch's SGD has it. Weights begin as N(0, 0.01), biases as 0, alike in every head.
+
+  Args:
+    features: [N, D].
+    labels: integers [N], at least 0.
+    rates: learning rates, as they are: not scaled by the size of the batch.
+    decays: weight decays.
+    num_classes: None takes the largest label + 1.
+    steps: None makes `EPOCHS` epochs.
+    batch: images of a step, cut to N.
+    seed: of the first weights and the order of images.
+    order: int [steps, batch], the images of each step, instead of a shuffle of every epoch.
+    weights: [C, D], what every head begins with, instead of random ones.
+    mesh: devices that share the heads of the grid; None: the first one alone.
+
+  Raises:
+    ValueError: shapes that do not fit, labels out of range, features that are not finite.
+  """
+  features, labels = np.asarray(features), np.asarray(labels)
+  if features.ndim != 2 or labels.shape != (len(features),) or not len(labels):
+    raise ValueError(f"a linear probe needs features [N, D] and labels [N] with N > 0, not "
+                     f"{features.shape} and {labels.shape}")
+  if not np.isfinite(features).all():
+    raise ValueError("the features of the linear probe are not all finite")
+  num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
+  if labels.min() < 0 or labels.max() >= num_classes:
+    raise ValueError(f"labels must lie between 0 and {num_classes - 1}, not between "
+                     f"{labels.min()} and {labels.max()}")
+  grid = np.array([(rate, decay) for rate in rates for decay in decays], np.float32)
+  if order is None:
+    batch = min(batch, len(labels))
+    steps = EPOCHS * math.ceil(len(labels) / batch) if steps is None else steps
+    order = _shuffled(len(labels), steps, batch, seed)
+  if weights is None:
+    weights = 0.01 * np.random.default_rng(seed).standard_normal(
+        (num_classes, features.shape[1]), np.float32)
+  heads = len(grid)
+  padded = np.resize(grid, (-(-heads // mesh.size) * mesh.size, 2)) if mesh else grid
+  place = lambda x: jnp.asarray(x)
+  if mesh:
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+    place = lambda x: jax.device_put(x, spread)
+  w = place(np.repeat(np.asarray(weights, np.float32)[None], len(padded), 0))
+  b = place(np.zeros((len(padded), num_classes), np.float32))
+  state = (w, b, jnp.zeros_like(w), jnp.zeros_like(b))
+  factors, losses = cosine(len(order)).astype(np.float32), []
+  lr, decay = place(padded[:, 0]), place(padded[:, 1])
+  for start in range(0, len(order), CHUNK):
+    rows = order[start:start + CHUNK]
+    state, loss = _steps(state, lr, decay, features[rows], labels[rows].astype(np.int32),
+                         factors[start:start + CHUNK])
+    losses.append(np.asarray(loss)[:, :heads])
+  return Heads(np.asarray(state[0])[:heads], np.asarray(state[1])[:heads], grid[:, 0], grid[:, 1],
+               np.concatenate(losses))
+
+
+def _shuffled(count: int, steps: int, batch: int, seed: int) -> np.ndarray:
+  """Every image once an epoch, in a new order each; the last batch of one goes on into the next."""
+  rng = np.random.default_rng(seed)
+  epochs = [rng.permutation(count) for _ in range(math.ceil(steps * batch / count))]
+  return np.concatenate(epochs)[:steps * batch].reshape(steps, batch)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _steps(state, rates, decays, features, labels, factors):
+  """Several steps of all heads. features [steps, batch, D], labels [steps, batch]."""
+  def loss(w, b, x, y):
+    logits = jnp.einsum("nd,gcd->gnc", x, w, precision="float32") + b[:, None]
+    own = jnp.take_along_axis(logits, y[None, :, None], axis=2)[..., 0]
+    each = (jax.nn.logsumexp(logits, axis=2) - own).mean(1)
+    return each.sum(), each
+
+  def step(state, inputs):
+    w, b, mw, mb = state
+    x, y, factor = inputs
+    (dw, db), each = jax.grad(loss, (0, 1), has_aux=True)(w, b, x.astype(jnp.float32), y)
+    mw = MOMENTUM * mw + dw + decays[:, None, None] * w
+    mb = MOMENTUM * mb + db + decays[:, None] * b
+    lr = factor * rates
+    return (w - lr[:, None, None] * mw, b - lr[:, None] * mb, mw, mb), each
+
+  return jax.lax.scan(step, state, (features, labels, factors))
+
+
+def accuracies(heads: Heads, features, labels) -> np.ndarray:
+  """The top-1 accuracy of each head, [G], from 0 to 1."""
+  labels = np.asarray(labels)
+  return np.array([(heads.logits(features, i).argmax(1) == labels).mean()
+                   for i in range(len(heads.rates))])

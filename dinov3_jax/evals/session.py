@@ -1,0 +1,197 @@
+"""What every task of an evaluation is given: the model, the data, and features kept on disk."""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dinov3_jax.data.crops import resize
+from dinov3_jax.data.preprocess import Preprocess
+from dinov3_jax.data.rows import read
+from dinov3_jax.data.walk import printable
+from dinov3_jax.evals.backbone import patch_side
+from dinov3_jax.evals.extraction import Stopped, bar, extract, fingerprint
+from dinov3_jax.evals.framing import Framing, normalize
+from dinov3_jax.evals.ledger import Ledger
+
+
+class LayoutError(ValueError):
+  """The data are not laid out as a task wants them."""
+
+
+@dataclasses.dataclass
+class Result:
+  """What a task found.
+
+  Attributes:
+    figures: by name, as they are reported.
+    protocol: the settings, as JSON.
+    differs: what is not as in the paper, a sentence each.
+    paper: the paper's figures, by the names of `figures`, by the name of the model.
+    pictures: uint8 canvases [H, W, 3] by file name, or lists of them: the frames of an animation.
+  """
+
+  figures: dict[str, float]
+  protocol: dict[str, Any]
+  differs: list[str] = dataclasses.field(default_factory=list)
+  paper: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+  pictures: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Session:
+  """A model at work on a folder of data.
+
+  Attributes:
+    model, prepare: as from `open_model`.
+    data: the folder, laid out as people download it.
+    cache: a folder for features, which later runs use again.
+    size: of images in pixels, instead of the task's own; None: the task's.
+    limit: how many images (or videos, or pairs) of each split; None: all.
+    steps: of a trained probe, instead of the task's own.
+    batch_size: images at once.
+    progress: show bars.
+    stop: asked between batches whether to stop.
+    left_out: names of damaged images, and why; the tasks go on without them.
+  """
+
+  model: nnx.Module
+  prepare: Preprocess
+  data: pathlib.Path
+  cache: pathlib.Path
+  size: int | None = None
+  limit: int | None = None
+  steps: int | None = None
+  batch_size: int = 32
+  progress: bool = False
+  stop: Callable[[], object] = lambda: False
+  left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """Tells this model from others."""
+    return fingerprint(self.model)
+
+  @functools.cached_property
+  def patch(self) -> int:
+    """Side of a patch, in pixels."""
+    return patch_side(self.model)
+
+  def path(self, name: str, wanted: str) -> pathlib.Path:
+    """A file or folder of the data; a LayoutError with `wanted`, the layout, if it is not there."""
+    path = self.data / name
+    if not path.exists():
+      there = (sorted(printable(p.name) for p in self.data.iterdir())[:5] if self.data.is_dir()
+               else [])
+      found = f"it has {', '.join(there)}" if there else "it is empty or no folder"
+      raise LayoutError(f"{printable(self.data)} has no {name} ({found}): wanted is {wanted}")
+    return path
+
+  def each(self, items: Sequence, what: str) -> Iterator:
+    """The items of long work, with a bar that counts `what`; raises Stopped if `stop` says so."""
+    with bar(self.progress, what) as shown:
+      shown.console.show_cursor(True)  # a killed process must not leave a terminal without
+      for item in shown.track(items, description=""):
+        self.check_stop()
+        yield item
+
+  def check_stop(self):
+    """Between two steps of long work: raises Stopped if `stop` says so."""
+    if self.stop():
+      raise Stopped
+
+  def ledger(self, task: str, settings: Any) -> Ledger:
+    """Where a task keeps the results of single items, for this model and these settings."""
+    decides = (self.digest, self.prepare.mean, self.prepare.std, settings)
+    key = hashlib.sha256(repr(decides).encode()).hexdigest()
+    return Ledger(self.cache / f"{task}-{key[:24]}.jsonl")
+
+  def some(self, items: Sequence) -> list:
+    """The first `limit` items, spread evenly, so that all classes have their share."""
+    if self.limit is None or len(items) <= self.limit:
+      return list(items)
+    return [items[i * len(items) // self.limit] for i in range(self.limit)]
+
+  def side(self, own: int) -> int:
+    """The size that a task of this size works at: whole patches."""
+    size = self.size or own
+    if size % self.patch:
+      raise ValueError(f"a size of {size} is no whole number of the model's patches of "
+                       f"{self.patch}: take --size {max(size // self.patch, 1) * self.patch}")
+    return size
+
+  def features(self, images: Sequence[os.PathLike], framing: Framing
+               ) -> tuple[np.ndarray, np.ndarray]:
+    """The CLS features of images, kept on disk under what decides them.
+
+    Returns:
+      float32 [n, D], and the places in `images` of those that could be read, int [n].
+
+    Raises:
+      Stopped: `stop` said so; the same call goes on from there.
+    """
+    names = [os.fspath(image) for image in images]
+    key = hashlib.sha256("\0".join([self.digest, repr(framing), *names]).encode(
+        "utf-8", "surrogateescape"))
+    key.update(repr([mark(name) for name in names]).encode())
+    self.cache.mkdir(parents=True, exist_ok=True)
+    out = self.cache / f"{key.hexdigest()[:24]}.npy"
+    if not out.exists():
+      self.left_out |= extract(names, out, self.model, framing, batch_size=self.batch_size,
+                               progress=self.progress, stop=self.stop)
+    arrays, found = read(out)
+    rows = {name: i for i, name in enumerate(found)}
+    kept = [i for i, name in enumerate(names) if printable(name) in rows]
+    for i in set(range(len(names))) - set(kept):
+      self.left_out.setdefault(printable(names[i]), "it could not be read when its features were "
+                               "taken")
+    (cls,) = arrays.values()
+    return cls[[rows[printable(names[i])] for i in kept]], np.array(kept, int)
+
+  def patches(self, image: np.ndarray, height: int | None = None, width: int | None = None
+              ) -> np.ndarray:
+    """The patches of one image, float32 [h, w, D].
+
+    Args:
+      image: uint8 [H, W, 3].
+      height, width: to which it is resized first (bicubic), whole patches; None leaves it.
+    """
+    if height is not None and image.shape[:2] != (height, width):
+      image = resize(image, height, width)
+    return np.asarray(self.run(normalize(image, self.prepare.mean, self.prepare.std)[None])[0])
+
+  def run(self, images) -> jax.Array:
+    """The normed patches of normalised images [B, H, W, 3], float32 [B, h, w, D]."""
+    rows, columns = (side // self.patch for side in images.shape[1:3])
+    tokens = self.model(jax.device_put(images, self._everywhere))["patches"]
+    return jnp.asarray(tokens, jnp.float32).reshape(len(images), rows, columns, -1)
+
+  @functools.cached_property
+  def _everywhere(self):
+    sharding = jax.tree.leaves(nnx.state(self.model))[0].sharding
+    return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
+
+
+def whole(side: float, patch: int) -> int:
+  """The next whole number of patches, up."""
+  return math.ceil(side / patch) * patch
+
+
+def mark(path: str | os.PathLike) -> tuple[int, int]:
+  """What tells whether a file has changed: bytes and nanoseconds; (-1, -1) if it is not there."""
+  try:
+    stat = os.stat(path)
+  except OSError:
+    return -1, -1
+  return stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,68 @@
+"""What tasks are given."""
+
+import numpy as np
+import pytest
+
+from dinov3_jax.evals import session as s
+from dinov3_jax.evals.extraction import Stopped
+from dinov3_jax.evals.framing import framing
+
+
+def test_features_are_taken_once(session_of, monkeypatch):
+  session = session_of("AmsterTime")
+  images = sorted((session.data / "new").iterdir())
+  look = framing(session.prepare, 32)
+  features, kept = session.features(images, look)
+  assert features.shape == (len(images), 32) and kept.tolist() == list(range(len(images)))
+  monkeypatch.setattr(s, "extract", lambda *_, **__: pytest.fail("taken again"))
+  again, _ = session.features(images, look)
+  np.testing.assert_array_equal(features, again)
+
+
+def test_other_images_and_framings_have_other_features(session_of):
+  session = session_of("AmsterTime")
+  images = sorted((session.data / "new").iterdir())
+  for own, size in ((images, 32), (images[:2], 32), (images, 24)):
+    session.features(own, framing(session.prepare, size))
+  assert len(list(session.cache.glob("*.npy"))) == 3
+
+
+def test_damaged_images_are_left_out_and_named(session_of, tmp_path):
+  session = session_of("AmsterTime")
+  (tmp_path / "bad.png").write_text("no image")
+  images = sorted((session.data / "new").iterdir())[:2]
+  features, kept = session.features([images[0], tmp_path / "bad.png", images[1]],
+                                    framing(session.prepare, 32))
+  assert len(features) == 2 and kept.tolist() == [0, 2]
+  assert [name.endswith("bad.png") for name in session.left_out] == [True]
+
+
+def test_a_stop_is_obeyed(session_of):
+  session = session_of("AmsterTime", stop=lambda: True)
+  with pytest.raises(Stopped):
+    list(session.each([1, 2], "things"))
+
+
+def test_patches(session_of):
+  session = session_of("DAVIS")
+  image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+  assert session.patches(image, 16, 32).shape == (2, 4, 32)
+  np.testing.assert_allclose(session.patches(image[:16, :24]),
+                             session.patches(image[:16, :24], 16, 24), atol=1e-6)
+
+
+def test_a_limit_takes_of_everything(session_of):
+  session = session_of("DAVIS", limit=3)
+  assert session.some(list("aaabbbccc")) == ["a", "b", "c"]
+  assert session.some("ab") == ["a", "b"]
+
+
+def test_sizes_and_layouts(session_of):
+  session = session_of("DAVIS", size=20)
+  with pytest.raises(ValueError, match=r"a size of 20 is no whole number .* of 8: take --size 16"):
+    session.side(512)
+  with pytest.raises(s.LayoutError, match=r"has no Videos \(it has Annotations, .* wanted is that"):
+    session.path("Videos", "that")
+  with pytest.raises(s.LayoutError, match="it is empty or no folder"):
+    session_of("nothing").path("x", "y")
+  assert session_of("DAVIS").side(512) == 512 and s.whole(17, 8) == 24

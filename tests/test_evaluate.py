@@ -1,0 +1,121 @@
+"""The command: tables, files, errors, and going on after a stop."""
+
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinov3_jax import evaluate
+from dinov3_jax.evals import extraction
+from dinov3_jax.evals.catalogue import TASKS
+from dinov3_jax.evals.session import Result
+from dinov3_jax.models.variants import VARIANTS, Variant
+
+RANDOM = ("--weights", "random", "--model", "vits16", "--size", "16")
+
+
+@pytest.fixture(autouse=True)
+def small_variant(monkeypatch):
+  settings = dict(width=32, depth=2, num_heads=2, patch_size=8, storage_tokens=1, layerscale=1.0)
+  monkeypatch.setitem(VARIANTS, "vits16", Variant(settings, VARIANTS["vits16"].releases))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+  """Twelve photographs of AmsterTime, each old one the same as its new one."""
+  folder, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
+  for i in range(12):
+    image = Image.fromarray(rng.integers(0, 256, (24, 30, 3), np.uint8))
+    for side in ("new", "old"):
+      (folder / side).mkdir(exist_ok=True)
+      image.save(folder / side / f"{i:04}.png")
+  return folder
+
+
+def command(monkeypatch, *arguments):
+  """The exit code of the command."""
+  monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
+  return evaluate.main()
+
+
+def test_table_and_files(pairs, tmp_path, monkeypatch, capsys):
+  out = tmp_path / "out"
+  assert command(monkeypatch, "amstertime", *RANDOM, "--data", pairs, "--out", out) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].split() == ["amstertime", "ours"] and lines[1].split() == ["mAP", "100.00"]
+  assert "  not as in the paper: images of 16 pixels, not 224" in lines
+  result = json.loads((out / "results.json").read_text())["amstertime"]
+  assert result["figures"]["mAP"] == 100 and result["protocol"] == dict(size=16, pairs=12)
+  assert len(result["digest"]) == 64 and result["versions"].keys() == {"dinov3_jax", "jax"}
+  assert (out / "amstertime" / "amstertime.png").exists()
+
+
+def test_results_of_other_tasks_stay(pairs, tmp_path, monkeypatch):
+  (tmp_path / "results.json").write_text('{"knn": {"figures": {}}}')
+  assert command(monkeypatch, "amstertime", *RANDOM, "--data", pairs, "--out", tmp_path) == 0
+  assert set(json.loads((tmp_path / "results.json").read_text())) == {"knn", "amstertime"}
+
+
+def test_it_goes_on_after_a_stop(pairs, tmp_path, monkeypatch, capsys):
+  extract, calls = extraction.extract, []
+
+  def stopped(*args, **settings):
+    calls.append(1)
+    if len(calls) == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return extract(*args, **settings)
+
+  monkeypatch.setattr("dinov3_jax.evals.session.extract", stopped)
+  arguments = ("amstertime", *RANDOM, "--data", pairs, "--out", tmp_path, "--batch-size", "8")
+  assert command(monkeypatch, *arguments) == 128 + signal.SIGTERM
+  assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+  assert not (tmp_path / "results.json").exists()
+  assert command(monkeypatch, *arguments) == 0
+  assert len(calls) == 3  # the features of the new ones were there
+
+
+@pytest.mark.parametrize("arguments, message", [
+  (("--data", "nowhere"), "--data nowhere is no folder"),
+  (("--limit", "0"), "--limit must be at least 1"),
+  (("--size", "12"), "a size of 12 is no whole number of the model's patches of 8: take --size 8"),
+])
+def test_errors_are_one_line(pairs, tmp_path, monkeypatch, capsys, arguments, message):
+  monkeypatch.chdir(tmp_path)
+  assert command(monkeypatch, "amstertime", *RANDOM, "--data", pairs, *arguments) == 1
+  (line,) = [x for x in capsys.readouterr().err.splitlines() if x]
+  assert line.startswith(f"error: {message}")
+
+
+def test_a_wrong_layout_says_what_is_wanted(pairs, tmp_path, monkeypatch, capsys):
+  assert command(monkeypatch, "tracking", *RANDOM, "--data", pairs, "--out", tmp_path) == 1
+  error = capsys.readouterr().err
+  assert "has no ImageSets/2017/val.txt (it has new, old): wanted is DAVIS" in error
+
+
+def test_foreign_results_are_not_overwritten(pairs, tmp_path, monkeypatch, capsys):
+  (tmp_path / "results.json").write_text("[]")
+  assert command(monkeypatch, "amstertime", *RANDOM, "--data", pairs, "--out", tmp_path) == 1
+  assert "holds no results" in capsys.readouterr().err
+
+
+def test_unknown_tasks(pairs, monkeypatch, capsys):
+  with pytest.raises(SystemExit):
+    command(monkeypatch, "chess", *RANDOM, "--data", pairs)
+  assert "invalid choice: 'chess'" in capsys.readouterr().err
+
+
+def test_the_paper_stands_beside():
+  result = Result({"mAP": 50.0, "top-1": 1.0}, {}, ["one thing"], {"vitb16": {"mAP": 56.5}})
+  assert evaluate.table("a", result, "vitb16").splitlines() == [
+    "a         ours    paper", "mAP      50.00     56.5", "top-1     1.00",
+    "  not as in the paper: one thing"]
+  assert "paper  " not in evaluate.table("a", result, "vits16")
+
+
+def test_help_lists_all_tasks():
+  text = evaluate.parser().format_help()
+  assert all(f"    {name} " in text and task.layout in text for name, task in TASKS.items())
