@@ -92,6 +92,9 @@ def get_config() -> ConfigDict:
     gram=dict(
       teacher="none",  # none | ema: the EMA teacher itself | own: a frozen copy with its own crops
       init_from="",  # a run whose teacher is the first Gram teacher; "" takes config.init_from
+      # For a run that anchors itself: no Gram loss before this step, when the EMA teacher becomes
+      # the Gram teacher; the steps of schedules.gram_weight count from it.
+      start_at=placeholder(int),
       copy_ema_at=placeholder(int),  # before this step, the EMA teacher becomes the Gram teacher
       refresh_every=0,  # steps between further copies; 0: never
       refresh_first=0,  # no copy before this many steps are done
@@ -150,6 +153,10 @@ def get_config() -> ConfigDict:
     train=dict(
       steps=125_000,
       batch_size=2048,  # images a step, over all devices
+      # Parts of a device's images that follow one another: their gradients are averaged, so that
+      # larger batches take no more memory. Sinkhorn balances the whole batch; KoLeo's groups must
+      # divide a part; each part has its own masks and its own draw of stochastic depth.
+      micro_batches=1,
       dtype="bfloat16",  # of the computation; parameters stay float32
       # none | dots: keep matrix products alone | full: keep only each block's input | offload: and
       # that in the host's memory
@@ -163,9 +170,13 @@ def get_config() -> ConfigDict:
       every=3750,  # steps
       minutes=30.0,  # and whenever so long has passed; 0: by steps alone
       keep=3,  # the last ones
-      keep_every=25_000,  # and those whose step is a multiple of this; 0: none
+      keep_every=15_000,  # and those whose step is a multiple of this, of `every` itself; 0: none
       verify=True,  # write a checksum of every array, and hold what is read against it
       on_error="continue",  # continue | stop: when one cannot be written, such as on a full disk
+    ),
+    health=dict(  # what metrics.jsonl says at every log line beside the losses; see docs/stages.md
+      images=256,  # fixed images whose features are looked at; 0: none, and no such figures
+      reference_at=12_500,  # gram_drift is from the patch similarities after this step
     ),
     evals=dict(
       every=12_500,

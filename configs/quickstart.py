@@ -45,5 +45,6 @@ def get_config() -> ConfigDict:
   config.data.update(source="openmoji:base", workers=0)
   config.train.update(steps=STEPS, batch_size=64, dtype="float32")
   config.checkpoint.update(every=200, keep=1, keep_every=0)
+  config.health.update(images=64, reference_at=200)
   config.evals.update(every=200, image_size=32, picture_size=96, pictures=9)
   return config

@@ -13,7 +13,7 @@ student and the optimizer's moments of its first stage, where this one starts st
 afresh from the teacher.
 
 Cost: 200,000 steps of 4,096 images, each also as two crops of 512 px in the Gram teacher. The
-training state is 139 GB.
+training state is 139 GB. Computed: 242,867 TFLOP a step, 34,107 H100-hours at 40 % of the peak.
 Expect: it has not been run at full length.
 Next: `vit7b_highres.py`.
 """
@@ -35,5 +35,6 @@ def get_config() -> ConfigDict:
     gram_weight=base.warmup_cosine(0.0, 0.0, 2.0, cosine_steps=1000))
   config.optim.freeze_last_layer_steps = 0
   config.crops.update(gram_sizes=(512,), gram_distortions=False)
+  config.health.reference_at = 0
   config.train.update(steps=200_000, remat="full")
   return config

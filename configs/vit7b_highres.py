@@ -8,7 +8,8 @@ the end; another place: --config.init_from=FOLDER. Every step draws one of five 
 whole batch, and each of them compiles once.
 
 Cost: 30,000 steps of 2,048 images with crops of up to 768 px, 1,152 px in the Gram teacher. The
-training state is 139 GB.
+training state is 139 GB. Computed: 657,173 TFLOP a step on average, 13,843 H100-hours at 40 % of
+the peak.
 Expect: it has not been run at full length.
 """
 

@@ -49,6 +49,7 @@ def get_config():
     "train.steps": 8, "train.batch_size": 16, "train.dtype": "float32",
     "schedules.lr.warmup_steps": 2, "schedules.teacher_temp.warmup_steps": 2,
     "optim.freeze_last_layer_steps": 1, "log_every": 1,
+    "health.images": 8, "health.reference_at": 2,
     "checkpoint.every": 2, "checkpoint.keep": 2, "checkpoint.keep_every": 0,
     "evals.every": 4, "evals.knn_k": 3, "evals.image_size": 16, "evals.pictures": 2,
     "evals.picture_size": 16}})

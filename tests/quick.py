@@ -28,7 +28,7 @@ def quick_config(quick_images):
     "model.patch_size": 8, "crops.global_sizes": (16,), "crops.local_sizes": (8,),
     "crops.locals": 2, "data.source": quick_images, "data.workers": 0, "train.steps": 8,
     "train.batch_size": 8, "checkpoint.every": 2, "checkpoint.keep": 2, "checkpoint.keep_every": 0,
-    "evals.every": 0, "log_every": 2, "schedules.lr.warmup_steps": 2,
+    "evals.every": 0, "log_every": 2, "health.images": 0, "schedules.lr.warmup_steps": 2,
     "schedules.teacher_temp.warmup_steps": 2, "koleo.group": 2})
   return config
 

@@ -8,6 +8,7 @@ vectors, the cross-entropy a few sums, and its gradient needs no more than these
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +191,30 @@ def _logits_and_probs(temperature: float, chunks: int, shards: int, student: Arr
     return z, jnp.exp(y + take(u[None], i) + v[..., None])
 
   return chunk
+
+
+def fold_logits(rows: Array, kernel: Array, f: Callable, carry: Any, chunks: int = 1,
+                shards: int = 1) -> Any:
+  """`f(carry, logits) -> carry` over the logits `rows @ kernel`, [N, K / chunks] at a time.
+
+  Args:
+    rows: [N, d]; products run in their dtype and accumulate in float32.
+    kernel: [d, K].
+    f: called in turn for every chunk.
+    carry: what the first call takes.
+    chunks, shards: see `sinkhorn_scales_from_bottleneck`.
+
+  Returns:
+    What the last call gives.
+
+  Raises:
+    ValueError: K does not divide.
+  """
+  if chunks == 1:
+    return f(carry, _logits(rows, kernel))
+  _check_chunks(kernel, chunks, shards)
+  body = lambda carry, i: (f(carry, _logits(rows, _take(kernel, i, chunks, shards))), None)
+  return jax.lax.scan(body, carry, jnp.arange(chunks))[0]
 
 
 def _logits(rows: Array, kernel: Array) -> Array:

@@ -86,7 +86,9 @@ def least_bytes(config, student, mesh, resolution: int = 0) -> dict[str, float]:
 
   Parameters cut over `fsdp` are gathered in the computation's dtype: each network's once, and the
   student's blocks again where the backward pass computes them again. Gradients are summed once, in
-  float32. Sinkhorn sums a vector over the prototypes in each of three iterations of both losses.
+  float32. With micro-batches, blocks are gathered and all gradients summed for each of them.
+  Sinkhorn sums a vector over the prototypes in each of three iterations of both losses, and how
+  prototypes are used takes one more of DINO's.
   With `tensor` cut, both branches of a block sum their outputs, backward the gradients of their
   inputs, and where a block is computed again, attention's output; the heads' sums are not in here.
 
@@ -98,7 +100,7 @@ def least_bytes(config, student, mesh, resolution: int = 0) -> dict[str, float]:
   """
   width = np.dtype(config.train.dtype).itemsize
   sizes = mesh.shape
-  fsdp, shards = sizes["fsdp"], sizes["fsdp"] * sizes["data"]
+  fsdp, shards, parts = sizes["fsdp"], sizes["fsdp"] * sizes["data"], config.train.micro_batches
   least = collections.Counter()
   for path, x in jax.tree_util.tree_leaves_with_path(student):
     names = [key.key for key in path]
@@ -107,13 +109,14 @@ def least_bytes(config, student, mesh, resolution: int = 0) -> dict[str, float]:
     if "fsdp" in axes:
       again = "blocks" in names and config.train.remat != "none"
       passes = 2 + again + (names[0] == "backbone" and config.gram.teacher == "own")
+      passes *= parts if "blocks" in names else 1
       least["all-gather"] += passes * sent("all-gather", width * held, fsdp)
-      least["reduce-scatter"] += sent("reduce-scatter", 4 * held * fsdp, fsdp)
-      least["all-reduce"] += sent("all-reduce", 4 * held, sizes["data"])
+      least["reduce-scatter"] += parts * sent("reduce-scatter", 4 * held * fsdp, fsdp)
+      least["all-reduce"] += parts * sent("all-reduce", 4 * held, sizes["data"])
     else:
-      least["all-reduce"] += sent("all-reduce", 4 * held, shards)
-  prototypes = config.dino.prototypes + config.ibot.prototypes
-  least["all-reduce"] += sent("all-reduce", 3 * 4 * prototypes, shards)
+      least["all-reduce"] += parts * sent("all-reduce", 4 * held, shards)
+  vectors = 4 * config.dino.prototypes + 3 * config.ibot.prototypes
+  least["all-reduce"] += sent("all-reduce", 4 * vectors, shards)
   student_crops, teacher_crops = crops_of_step(config, shards, resolution)
   passes = 4 if config.train.remat in ("none", "dots") else 5
   if "depths" in config.model:  # one branch in place of two, and as a teacher never of its own kind

@@ -35,8 +35,7 @@ class Course:
     self.interval = make_interval(run.config)
     self.saving_is_due = False
     self._metrics, self._values = None, {}
-    if run.start:
-      watching.observe(run.start, state)  # if it was killed before this was done
+    watching.observe(run.start, state)  # of a restart, too, if it was killed before this was done
 
   @property
   def is_done(self) -> bool:

@@ -49,8 +49,13 @@ def sync(path: pathlib.Path):
 
 def write_text(path: pathlib.Path, text: str):
   """Replaces a file at once and for good: after a power cut it is the old one or the new one."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes):
+  """As `write_text`."""
   new = path.with_name(path.name + ".new")
-  new.write_text(text)
+  new.write_bytes(content)
   sync(new)
   new.replace(path)
   sync(path.parent)

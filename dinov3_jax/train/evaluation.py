@@ -150,23 +150,30 @@ class Evaluation:
         pca.save(path, pca.pca_picture(batch["images"][found], patches))
 
 
-def _make_tokens(config, mesh: Mesh):
-  """The jitted `tokens(backbone, images, name, count=None)`: from images uint8 [B, S, S, 3] to the
-  float32 tokens `name`, cls or patches, of the first `count` images (None: of all)."""
+def make_forward(config, mesh: Mesh):
+  """`forward(backbone, images)`: from images uint8 [B, S, S, 3], spread over the data shards, to
+  the float32 tokens `cls` [B, D] and `patches` [B, N, D], spread alike."""
   graphs, shapes = abstract_modules(config)
   layout = param_specs(mesh, shapes["backbone"]) if mesh.size > 1 else None
   dtype = jnp.dtype(config.train.dtype)
   crops = config.crops
 
-  def tokens(backbone: Params, images: jax.Array, name: str, count: int | None = None):
-    def forward(backbone, images):
-      images = normalise(images[:, None], crops.mean, crops.std, dtype)
-      out, _ = forward_backbone(graphs["backbone"], backbone, layout, dtype, images)
-      return out[name].astype(jnp.float32)
+  def forward(backbone: Params, images: jax.Array) -> dict[str, jax.Array]:
+    images = normalise(images[:, None], crops.mean, crops.std, dtype)
+    out, _ = forward_backbone(graphs["backbone"], backbone, layout, dtype, images)
+    return {name: out[name].astype(jnp.float32) for name in ("cls", "patches")}
 
-    if layout:
-      forward = on_shards(forward, mesh, (jax.tree.map(local_spec, layout), P(DATA_AXES)),
-                          P(DATA_AXES))
-    return forward(backbone, images)[:count]
+  if not layout:
+    return forward
+  return on_shards(forward, mesh, (jax.tree.map(local_spec, layout), P(DATA_AXES)), P(DATA_AXES))
+
+
+def _make_tokens(config, mesh: Mesh):
+  """The jitted `tokens(backbone, images, name, count=None)`: from images uint8 [B, S, S, 3] to the
+  float32 tokens `name`, cls or patches, of the first `count` images (None: of all)."""
+  forward = make_forward(config, mesh)
+
+  def tokens(backbone: Params, images: jax.Array, name: str, count: int | None = None):
+    return forward(backbone, images)[name][:count]
 
   return jax.jit(tokens, static_argnames=("name", "count"), out_shardings=NamedSharding(mesh, P()))

@@ -69,6 +69,7 @@ class Crops(NamedTuple):
 def crops_of_step(config, shards: int, resolution: int = 0) -> tuple[list[Crops], list[Crops]]:
   """What goes through the student, and what through the teachers; arguments as `step_flops`."""
   crops, images = config.crops, config.train.batch_size
+  shards *= config.train.micro_batches  # of each of which stochastic depth rounds the rows
   big, small, gram = ((sizes[resolution] // stride(config.model)) ** 2 for sizes in (
     crops.global_sizes, crops.local_sizes, crops.gram_sizes))
   skips = "depths" not in config.model  # a ConvNeXt computes what it then leaves out
@@ -97,6 +98,7 @@ def step_flops(config, shards: int, resolution: int = 0, teacher=None) -> StepFl
   """
   model, images = config.model, config.train.batch_size
   student, teachers = crops_of_step(config, shards, resolution)
+  shards *= config.train.micro_batches
   blocks = lambda crops: _blocks(model, crops.patches)
   embed = lambda crops: crops.count * _embed(model, crops.patches)
 

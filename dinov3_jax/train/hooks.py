@@ -297,10 +297,11 @@ class LogLine:
     self._steps, self._images = steps, images
 
   def __call__(self, step: int, state: TrainState, metrics: dict[str, float]):
-    if metrics:
-      log.info("step %d/%d  %s", step, self._steps, self.describe(step, metrics))
+    if text := self.describe(step, metrics):
+      log.info("step %d/%d  %s", step, self._steps, text)
 
   def describe(self, step: int, metrics: dict[str, float]) -> str:
+    """The metrics that are worth a glance; empty if there are none."""
     parts = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
     if "images_per_second" in metrics:
       speed = metrics["images_per_second"]
@@ -339,8 +340,8 @@ class ProgressBar(LogLine):
   def __call__(self, step: int, state: TrainState, metrics: dict[str, float]):
     if any(name.startswith("knn") for name in metrics):  # rare, and worth a line that stays
       self._progress.console.print(f"step {step}  {self.describe(step, metrics)}", highlight=False)
-    elif metrics:
-      self._text = self.describe(step, metrics)
+    else:
+      self._text = self.describe(step, metrics) or self._text
     self._progress.update(self._task, completed=step, text=self._text)
 
   def close(self):

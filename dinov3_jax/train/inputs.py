@@ -31,8 +31,17 @@ def open_held_out(config: ConfigDict) -> Source | None:
 
 
 def open_pipeline(config: ConfigDict, source: Source, mesh: Mesh) -> Pipeline:
-  """The stream of batches that the config describes, of them this process's share."""
-  crops, masks = config.crops, config.masks
+  """The stream of batches that the config describes, of them this process's share.
+
+  Masks are made for each micro-batch of a data shard on its own.
+
+  Raises:
+    ValueError: sizes or counts that do not fit together.
+  """
+  crops, masks, parts = config.crops, config.masks, config.train.micro_batches
+  shards = sharding.data_shards(mesh)
+  sharding.check_parts(config.train.batch_size, shards, parts)
+  local = [shard * parts + part for shard in sharding.local_shards(mesh) for part in range(parts)]
   shared = ("locals", "global_scale", "local_scale", "horizontal_flip", "color_strength",
             "share_color_jitter", "locals_from_globals", "gram_distortions")
   multi_crops = [
@@ -40,10 +49,9 @@ def open_pipeline(config: ConfigDict, source: Source, mesh: Mesh) -> Pipeline:
     for sizes in zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes)]
   return make_pipeline(
     source, multi_crops, crops.size_weights, config.train.batch_size,
-    shards=sharding.data_shards(mesh), local_shards=sharding.local_shards(mesh),
-    seed=config.seed, workers=config.data.workers, mask_probability=masks.probability,
-    mask_ratio=masks.ratio, mask_circular_shift=masks.circular_shift,
-    max_damaged=config.data.max_damaged)
+    shards=shards * parts, local_shards=local, seed=config.seed, workers=config.data.workers,
+    mask_probability=masks.probability, mask_ratio=masks.ratio,
+    mask_circular_shift=masks.circular_shift, max_damaged=config.data.max_damaged)
 
 
 def fetch(pipeline: Pipeline, mesh: Mesh) -> tuple[Batch, Any]:

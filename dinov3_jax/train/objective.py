@@ -1,6 +1,7 @@
 """Student, teacher and Gram teacher on one batch: all losses, and their total (section 3)."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,11 @@ from flax import nnx
 from dinov3_jax.losses.gram import bicubic_downsample, gram_loss
 from dinov3_jax.losses.koleo import koleo_loss
 from dinov3_jax.losses.prototypes import prototype_cross_entropy, sinkhorn_scales_from_bottleneck
+from dinov3_jax.losses.usage import cls_patch_cosine, prototype_usage
 from dinov3_jax.models import partition
 from dinov3_jax.models.variants import stride
+
+HEADS = ("dino", "ibot")
 
 
 def normalise(crops: jax.Array, mean: tuple[float, ...], std: tuple[float, ...],
@@ -60,18 +64,70 @@ def forward(graph: nnx.GraphDef, params: dict, layout: dict | None, dtype: jnp.d
   if "blocks" in params:
     options["layout"] = layout and layout["blocks"]
   return merge(graph, params, layout, dtype).forward_crops(*crops, **options)
+def zeros_unless(condition: jax.Array, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+  """`f`; where a condition does not hold, zeros in place of its result, without its cost."""
+
+  def either(x):
+    nothing = lambda x: jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), jax.eval_shape(f, x))
+    return jax.lax.cond(condition, f, nothing, x)
+
+  return either
+
+
+class Frozen(NamedTuple):
+  """Of a frozen teacher's head what a step needs: the last layer's `kernel` [d, K]."""
+
+  kernel: jax.Array
+
+
+class Objective(NamedTuple):
+  """The losses of a step, in the order in which they are computed.
+
+  A batch may be cut into parts in between: `look` and `losses` each see the images of one part,
+  `balance` the rows of all of them.
+
+  Attributes:
+    heads: `(teacher) -> heads`, the teacher's heads as modules, of a frozen one as `Frozen`.
+    look: `(teacher, heads, batch) -> rows`, a dict: the teacher's bottlenecks `dino` [B, 2, d] and
+      `ibot` [S * M, 1, d'], its patch features `patches` [B * 2, N, D] where the Gram loss takes
+      them (else None), and `cls_patch_cosine`. No gradient flows through them.
+    balance: `(heads, rows, temperature, parts=1) -> (scales, metrics)`: Sinkhorn's two vectors of
+      either head, `u` [K] and `v` shaped as its rows but for their last axis, and how the
+      prototypes are used. With `parts`, it holds no more logits at once than that share of them.
+    losses: `(student, heads, gram_teacher, batch, values, key, rows, scales) -> (total, metrics)`.
+  """
+
+  heads: Callable[[dict], dict[str, nnx.Module]]
+  look: Callable[..., dict[str, Any]]
+  balance: Callable[..., tuple[dict, dict]]
+  losses: Callable[..., tuple[jax.Array, dict]]
+
+  def __call__(self, student, teacher, gram_teacher, batch, values, key):
+    heads = self.heads(teacher)
+    rows = self.look(teacher, heads, batch)
+    scales, usage = self.balance(heads, rows, values["teacher_temp"])
+    total, metrics = self.losses(student, heads, gram_teacher, batch, values, key, rows, scales)
+    return total, metrics | usage
+
+
+def balancing_chunks(prototypes: int, chunks: int, shards: int, parts: int) -> int:
+  """Into how many chunks Sinkhorn cuts the prototypes, so that the logits of `parts` times as many
+  samples take no more memory: the first number from `chunks * parts` on that divides them."""
+  most = prototypes // shards
+  return next(n for n in range(min(chunks * parts, most), most + 1) if most % n == 0)
 
 
 def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None = None,
-                   prototype_shards: int = 1) -> Callable:
+                   prototype_shards: int = 1) -> Objective:
   """`objective(student, teacher, gram_teacher, batch, values, key) -> (total, metrics)`.
 
   `values` holds this step's schedules and `key` the student's randomness. Gradients flow to the
   student alone; parameters and images are cast to the computation's dtype, losses are float32.
 
-  A batch with `targets` (see `targets.make_targets`) is for distillation: they stand in for
-  `teacher`, which is not used, and the student sees all patches; the masks only choose those that
-  iBOT compares (paper, section 5; so in the reference).
+  A batch with `targets`, the rows that `targets.make_targets` makes, is for distillation: `teacher`
+  is then `{"prototypes": {"dino_head", "ibot_head"}}`, the frozen teacher's last layers, and the
+  student sees all patches; the masks only choose those that iBOT compares (paper, section 5; so in
+  the reference).
 
   With a `layout`, the parameters' `PartitionSpec`s, it runs under `jax.shard_map` over
   `partition.DATA_AXES`. Its batch and losses are then those of one shard (the losses of all are
@@ -93,18 +149,63 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
     return forward(graphs["backbone"], params["backbone"], layout and layout["backbone"], dtype,
                    *crops, **options)
 
-  def cross_entropy(student, name, student_rows, teacher_rows, teacher_kernel, weights,
-                    temperature):
-    """Student [B, S, D] against the teacher's bottleneck [B, T, d]: [S, T], each summed over B."""
-    student = network(student, name)
-    kernel = student.last_layer.kernel[...]
-    teacher_rows = jax.lax.stop_gradient(teacher_rows)
-    samples = teacher_rows.reshape(-1, teacher_rows.shape[-1])
+  def heads(teacher):
+    if "prototypes" in teacher:
+      return {name: Frozen(partition.whole(
+        teacher["prototypes"][f"{name}_head"],
+        layout and layout[f"{name}_head"]["last_layer"]["kernel"], dtype)) for name in HEADS}
+    return {name: network(teacher, f"{name}_head") for name in HEADS}
+
+  def kernel(head):
+    return head.kernel if isinstance(head, Frozen) else head.last_layer.kernel[...]
+
+  def masked(patches, batch):
+    return gather_masked(patches, batch["mask_indices"])[:, None]
+
+  def global_images(batch):
+    return normalise(batch["global_crops"], crops.mean, crops.std, dtype)
+
+  def look(teacher, heads, batch):
+    images = batch["global_crops"].shape[0]
+    if "targets" in batch:
+      if gram.teacher != "none":
+        raise ValueError("a Gram teacher and a teacher to distil exclude each other: set "
+                         "gram.teacher=none")
+      cls, patches = batch["targets"]["cls"], batch["targets"]["patches"]
+      patches = patches.reshape(2 * images, *patches.shape[2:])
+      return dict(dino=cls, ibot=masked(patches, batch), patches=None, cls_patch_cosine=None)
+    tokens, _ = backbone(teacher, global_images(batch))
+    cls = tokens["cls"].reshape(images, 2, -1)
+    return jax.lax.stop_gradient(dict(
+      dino=heads["dino"].bottleneck(cls), ibot=heads["ibot"].bottleneck(
+        masked(tokens["patches"], batch)),
+      patches=tokens["patches"] if gram.teacher == "ema" else None,
+      cls_patch_cosine=cls_patch_cosine(tokens["cls"], tokens["patches"])))
+
+  def balance(heads, rows, temperature, parts=1):
     axes = () if layout is None else partition.several()
-    u, v = sinkhorn_scales_from_bottleneck(samples, teacher_kernel, temperature, axes=axes, **over)
+    scales, options = {}, {}
+    for name in HEADS:
+      samples = rows[name].reshape(-1, rows[name].shape[-1])
+      options[name] = dict(axes=axes, shards=prototype_shards, chunks=chunks if parts == 1 else
+                           balancing_chunks(config[name].prototypes, chunks, prototype_shards,
+                                            parts))
+      u, v = sinkhorn_scales_from_bottleneck(samples, kernel(heads[name]), temperature,
+                                             **options[name])
+      scales[name] = u, v.reshape(rows[name].shape[:-1])
+    samples = rows["dino"].reshape(-1, rows["dino"].shape[-1])
+    usage = prototype_usage(samples, kernel(heads["dino"]), temperature, **options["dino"])
+    metrics = dict(prototype_entropy=usage[0], prototype_use=usage[1])
+    if rows["cls_patch_cosine"] is not None:  # of a frozen teacher it says nothing about the run
+      metrics["cls_patch_cosine"] = jnp.mean(rows["cls_patch_cosine"])
+    return scales, metrics
+
+  def cross_entropy(student, heads, name, student_rows, teacher_rows, scales, weights, temperature):
+    """Student [B, S, D] against the targets of teacher [B, T, d]: [S, T], each summed over B."""
+    head = network(student, f"{name}_head")
     return prototype_cross_entropy(
-        student.bottleneck(student_rows), kernel, teacher_rows, teacher_kernel, u,
-        v.reshape(teacher_rows.shape[:2]), weights, temperature, **over)
+        head.bottleneck(student_rows), kernel(head), teacher_rows[name], kernel(heads[name]),
+        *scales[name], weights, temperature, **over)
 
   def gram_targets(gram_teacher, teacher_patches, batch, grid):
     """Patch features that the student's Gram matrix should match, [B * 2, N, D]."""
@@ -116,42 +217,50 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
     patches = patches.reshape(len(patches), *sides, -1)
     return bicubic_downsample(patches, grid).reshape(len(patches), np.prod(grid), -1)
 
-  def objective(student, teacher, gram_teacher, batch, values, key):
+  def gram_terms(patches, targets, masks, shards):
+    """`gram_loss`, and those for statistics."""
+    # Batch-level matrices stay within a shard.
+    own = lambda x: x.reshape(shards, -1, *x.shape[1:])
+    options = dict(normalized=gram.normalized, negatives=gram.negatives)
+
+    def batch_level(select):
+      loss = lambda s, t, m: gram_loss(s, t, image_level=False, select=m, **options)
+      return jnp.mean(jax.vmap(loss)(own(patches), own(targets), own(select)))
+
+    selections = dict(all=jnp.ones_like(masks), masked=masks, unmasked=~masks)
+    if gram.image_level:
+      terms = dict(gram_loss=gram_loss(patches, targets, **options))
+    else:
+      terms = dict(gram_loss=batch_level(selections[gram.tokens]))
+    if gram.stats:
+      terms |= {f"gram_loss_{name}": jax.lax.stop_gradient(batch_level(selections[name]))
+                for name in ("masked", "unmasked")}
+    return terms
+
+  def losses(student, heads, gram_teacher, batch, values, key, rows, scales):
     images = batch["global_crops"].shape[0]
     masks = batch["masks"].reshape(2 * images, -1)
     shards = batch["mask_indices"].shape[0]
-    global_crops = normalise(batch["global_crops"], crops.mean, crops.std, dtype)
+    global_crops = global_images(batch)
     local_crops = normalise(batch["local_crops"], crops.mean, crops.std, dtype)
     grid = [side // patch for side in global_crops.shape[1:3]]
-    masked = lambda patches: gather_masked(patches, batch["mask_indices"])
     per_image = lambda x: x.reshape(images, -1, x.shape[-1])
     temperature = values["teacher_temp"]
 
-    targets = batch.get("targets")
-    if targets is None:
-      teacher_tokens, _ = backbone(teacher, global_crops)
-      heads = {name: network(teacher, name) for name in ("dino_head", "ibot_head")}
-      teacher_cls = heads["dino_head"].bottleneck(per_image(teacher_tokens["cls"]))
-      teacher_masked = heads["ibot_head"].bottleneck(masked(teacher_tokens["patches"]))
-      kernels = {name: head.last_layer.kernel[...] for name, head in heads.items()}
-    else:
-      teacher_cls = targets["cls"]
-      teacher_masked = masked(targets["patches"].reshape(2 * images, *targets["patches"].shape[2:]))
-      kernels = {name: partition.whole(kernel, layout and layout[name]["last_layer"]["kernel"],
-                                       dtype) for name, kernel in targets["prototypes"].items()}
+    # A distilled student sees all patches (paper, section 5; so in the reference).
     tokens, local_tokens = backbone(
-        student, global_crops, local_crops, masks if targets is None else None, key=key,
+        student, global_crops, local_crops, None if "targets" in batch else masks, key=key,
         shards=shards, remat=config.train.remat)
 
     global_cls = per_image(tokens["cls"])
     dino = cross_entropy(
-        student, "dino_head",
-        jnp.concatenate([global_cls, per_image(local_tokens["cls"])], axis=1),
-        teacher_cls, kernels["dino_head"], jnp.ones(images), temperature) / images
+        student, heads, "dino",
+        jnp.concatenate([global_cls, per_image(local_tokens["cls"])], axis=1), rows, scales,
+        jnp.ones(images), temperature) / images
     diagonal = jnp.trace(dino[:2]) if config.dino.ignore_diagonal else 0.0
     ibot = cross_entropy(
-        student, "ibot_head", masked(tokens["patches"])[:, None], teacher_masked[:, None],
-        kernels["ibot_head"], batch["mask_weights"].reshape(-1), temperature)
+        student, heads, "ibot", masked(tokens["patches"], batch), rows, scales,
+        batch["mask_weights"].reshape(-1), temperature)
     koleo = [koleo_loss(crop, config.koleo.group, config.koleo.topk)
              for crop in jnp.moveaxis(global_cls, 1, 0) if config.koleo.weight]
     metrics = dict(
@@ -167,28 +276,13 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
              + config.koleo.weight * 2 * metrics["koleo_loss"])
 
     if gram.teacher != "none":
-      if targets is not None:
-        raise ValueError("a Gram teacher and a teacher to distil exclude each other: set "
-                         "gram.teacher=none")
-      gram_features = gram_targets(gram_teacher, teacher_tokens["patches"], batch, grid)
-      # Batch-level matrices stay within a shard.
-      own = lambda x: x.reshape(shards, -1, *x.shape[1:])
-      options = dict(normalized=gram.normalized, negatives=gram.negatives)
-
-      def batch_level(select):
-        loss = lambda s, t, m: gram_loss(s, t, image_level=False, select=m, **options)
-        return jnp.mean(jax.vmap(loss)(own(tokens["patches"]), own(gram_features), own(select)))
-
-      selections = dict(all=jnp.ones_like(masks), masked=masks, unmasked=~masks)
-      if gram.image_level:
-        metrics["gram_loss"] = gram_loss(tokens["patches"], gram_features, **options)
-      else:
-        metrics["gram_loss"] = batch_level(selections[gram.tokens])
+      terms = lambda patches: gram_terms(
+        patches, gram_targets(gram_teacher, rows["patches"], batch, grid), masks, shards)
+      if gram.start_at is not None:
+        terms = zeros_unless(values["gram_started"], terms)
+      metrics |= terms(tokens["patches"])
       metrics["gram_weight"] = values["gram_weight"]
-      if gram.stats:
-        for name in ("masked", "unmasked"):
-          metrics[f"gram_loss_{name}"] = jax.lax.stop_gradient(batch_level(selections[name]))
       total += values["gram_weight"] * metrics["gram_loss"]
     return total, metrics
 
-  return objective
+  return Objective(heads, look, balance, losses)

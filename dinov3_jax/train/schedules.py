@@ -81,7 +81,7 @@ def misfits(config) -> list[str]:
   total, long = config.train.steps, []
   for name, schedule in config.schedules.items():
     warmup, cosine = schedule.warmup_steps, schedule.cosine_steps or 0
-    if warmup + cosine > total:
+    if warmup + cosine > total - _first_step(config, name):
       parts = [f"schedules.{name}.{key}={schedule[key]}" for key in ("warmup_steps", "cosine_steps")
                if schedule[key]]
       long.append(" and ".join(parts))
@@ -91,16 +91,26 @@ def misfits(config) -> list[str]:
   return [f"train.steps={total} is too short for {', '.join(long)}: lower these, too"] * bool(long)
 
 
+def _first_step(config, name: str) -> int:
+  """The step from which a schedule counts."""
+  return config.gram.start_at or 0 if name == "gram_weight" else 0
+
+
 def make_schedules(config) -> dict[str, Schedule]:
   """Every schedule of `config.schedules` by name, and `last_layer_lr`, the rate of the heads' last
-  layers: zero for the first `optim.freeze_last_layer_steps` steps."""
-  schedules = {}
+  layers: zero for the first `optim.freeze_last_layer_steps` steps. With `gram.start_at`, the
+  steps of `gram_weight` count from there, and it is zero before."""
+  schedules, started = {}, config.gram.start_at
   for name, settings in config.schedules.items():
     scale = lr_scale(config.optim.lr_scaling, config.train.batch_size) if name == "lr" else 1.0
     try:
-      schedules[name] = make_schedule(**settings, total_steps=config.train.steps, scale=scale)
+      schedules[name] = make_schedule(
+        **settings, total_steps=config.train.steps - _first_step(config, name), scale=scale)
     except ValueError as error:
       raise ValueError(f"schedules.{name}: {error}") from None
+  if started is not None:
+    weight = schedules["gram_weight"]
+    schedules["gram_weight"] = lambda step: jnp.where(step < started, 0.0, weight(step - started))
   frozen = config.optim.freeze_last_layer_steps
   schedules["last_layer_lr"] = lambda step: jnp.where(step < frozen, 0.0, schedules["lr"](step))
   return schedules

@@ -15,7 +15,8 @@ from dinov3_jax.train.state import has_gram_teacher
 # are allowed.
 POSITIVE = (
   "train.steps", "train.batch_size", "log_every", "checkpoint.every", "checkpoint.keep",
-  "train.prototype_chunks", "model.patch_size", "model.width", "model.depth", "model.num_heads",
+  "train.prototype_chunks", "train.micro_batches", "model.patch_size", "model.width",
+  "model.depth", "model.num_heads",
   "model.ffn_align", "koleo.group", "koleo.topk", "crops.locals",
   *(f"{head}.{key}" for head in ("dino", "ibot")
     for key in ("prototypes", "hidden", "bottleneck", "layers")))
@@ -25,6 +26,7 @@ NOT_NEGATIVE = (
   "data.workers", "checkpoint.keep_every", "checkpoint.minutes", "evals.every", "evals.pictures",
   "train.max_skipped_steps", "model.storage_tokens", "model.layerscale", "model.rope.base",
   "optim.freeze_last_layer_steps", "optim.patch_embed_lr_mult", "optim.dino_head_wd_mult",
+  "health.images", "health.reference_at",
   "gram.refresh_every", "gram.refresh_first", "dino.weight", "ibot.weight", "koleo.weight")
 SHARES = ("data.max_damaged", "masks.probability", "crops.color_strength")  # 0 and 1 included
 BELOW_ONE = ("model.drop_path", "optim.b1", "optim.b2")  # 0 included
@@ -37,8 +39,8 @@ LENGTHS = {"crops.mean": 3, "crops.std": 3, "masks.ratio": 2, "crops.global_scal
 def check_settings(config: ConfigDict):
   """Raises a ValueError, one line, for settings that no other part of the code refuses in time."""
   problems = list(_no_numbers(config)) or [
-    *_out_of_range(config), *_unknown(config), *_crops(config), *_schedules(config),
-    *_distillation(config)]
+    *_out_of_range(config), *_unknown(config), *_crops(config), *_gram(config),
+    *_schedules(config), *_distillation(config)]
   if problems:
     raise ValueError("; ".join(problems))
   has_gram_teacher(config)
@@ -126,6 +128,20 @@ def _crops(config: ConfigDict) -> Iterator[str]:
   for key in ("image_size", "picture_size"):
     if config.evals.every and patch > 0 and config.evals[key] % patch:
       yield f"evals.{key} {config.evals[key]} is not a multiple of the patch size {patch}"
+
+
+def _gram(config: ConfigDict) -> Iterator[str]:
+  gram, start = config.gram, config.gram.start_at
+  if start is None:
+    return
+  if gram.teacher == "none":
+    yield (f"gram.start_at={start} needs a teacher: gram.teacher=own, which becomes a copy of the "
+           "EMA teacher then, or ema")
+  if not 0 <= start < config.train.steps:
+    yield f"gram.start_at must be a step from 0 to train.steps - 1, not {start}"
+  if gram.copy_ema_at is not None or gram.init_from:
+    yield (f"gram.start_at={start} takes the run's own EMA teacher: leave out gram.copy_ema_at and "
+           "gram.init_from, or gram.start_at")
 
 
 def _schedules(config: ConfigDict) -> Iterator[str]:

@@ -128,6 +128,23 @@ def check_memory(state: Any, available: float | None):
                      "config.mesh.fsdp=-1 and config.mesh.data=1")
 
 
+def check_parts(images: int, shards: int, parts: int):
+  """Raises a ValueError if a batch cannot be cut.
+
+  Args:
+    images: of a batch, over all devices.
+    shards: data shards.
+    parts: micro-batches.
+  """
+  if images % shards:
+    raise ValueError(f"a batch of {images} images cannot be spread over {shards} data shards; "
+                     f"take a multiple of {shards}")
+  if images // shards % parts:
+    raise ValueError(f"train.micro_batches={parts} does not divide the {images // shards} images "
+                     f"that each of {shards} data shards has of a batch of {images}: take a "
+                     f"divisor, or a batch that is a multiple of {shards * parts}")
+
+
 def abstract_batch(config, mesh: Mesh, resolution: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
   """The batch that the data pipeline makes for a config, as shapes with their layout.
 
@@ -137,13 +154,11 @@ def abstract_batch(config, mesh: Mesh, resolution: int = 0) -> dict[str, jax.Sha
     resolution: which entry of the lists of crop sizes.
 
   Raises:
-    ValueError: the data shards do not divide the images.
+    ValueError: the data shards do not divide the images, or the micro-batches a shard's.
   """
   crops, patch, images = config.crops, stride(config.model), config.train.batch_size
-  shards = data_shards(mesh)
-  if images % shards:
-    raise ValueError(f"a batch of {images} images cannot be spread over {shards} data shards; "
-                     f"take a multiple of {shards}")
+  shards = data_shards(mesh) * config.train.micro_batches  # masks are made for each part
+  check_parts(images, data_shards(mesh), config.train.micro_batches)
   big, small, gram = (sizes[resolution] // patch * patch for sizes in (
     crops.global_sizes, crops.local_sizes, crops.gram_sizes))
   patches = (big // patch) ** 2

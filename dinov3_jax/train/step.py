@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from dinov3_jax.models.partition import DATA_AXES, local_spec, several
+from dinov3_jax.train.micro_batches import accumulated
 from dinov3_jax.train.objective import make_objective
 from dinov3_jax.train.optimizer import Params, module_norms
 from dinov3_jax.train.schedules import make_schedules
@@ -57,15 +58,23 @@ def make_train_step(config, mesh: Mesh | None = None
   optimizer = optimizer_of(config, shapes)
   schedules = make_schedules(config)
   gram = config.gram
+  copy_at = gram.copy_ema_at if gram.start_at is None else gram.start_at
+  refresh_first = max(gram.refresh_first, (gram.start_at or 0) + 1)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     values = {name: schedule(state.step) for name, schedule in schedules.items()}
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    if state.gram_teacher is not None and gram.copy_ema_at is not None:
-      copied = copy_ema_if(state.step == gram.copy_ema_at, state.teacher, state.gram_teacher)
+    if gram.start_at is not None:
+      values["gram_started"] = state.step >= gram.start_at
+    if state.gram_teacher is not None and copy_at is not None:
+      copied = copy_ema_if(state.step == copy_at, state.teacher, state.gram_teacher)
       state = state.replace(gram_teacher=copied)
 
-    teacher = None if "targets" in batch else state.teacher
+    teacher = state.teacher
+    if "targets" in batch:
+      rows = dict(batch["targets"])
+      teacher = {"prototypes": rows.pop("prototypes")}
+      batch = batch | dict(targets=rows)
     (loss, metrics), grads = gradients(state.student, teacher, state.gram_teacher, batch, values,
                                        key)
     norms = module_norms(grads)
@@ -76,7 +85,7 @@ def make_train_step(config, mesh: Mesh | None = None
     teacher = ema(state.teacher, student, values["momentum"])
     gram_teacher = state.gram_teacher
     if gram_teacher is not None:
-      due = gram_refresh_due(state.step + 1, gram.refresh_every, gram.refresh_first,
+      due = gram_refresh_due(state.step + 1, gram.refresh_every, refresh_first,
                              gram.max_refreshes)
       gram_teacher = copy_ema_if(due, teacher, gram_teacher)
 
@@ -94,40 +103,30 @@ def make_train_step(config, mesh: Mesh | None = None
 def make_gradients(config, graphs: dict, shapes: Params, mesh: Mesh | None) -> Callable:
   """`gradients(student, teacher, gram_teacher, batch, values, key) -> ((loss, metrics), grads)`.
 
-  On several devices every data shard computes for itself, on its part of the batch.
+  On several devices every data shard computes for itself, on its part of the batch; with
+  `train.micro_batches`, on one part of that after the other.
   """
+  parts = config.train.micro_batches
   if mesh is None or mesh.size == 1:
-    return jax.value_and_grad(make_objective(config, graphs), has_aux=True)
+    return accumulated(make_objective(config, graphs), parts)
   layout = param_specs(mesh, shapes)
-  objective = make_objective(config, graphs, layout, mesh.shape["tensor"])
+  of_parts = accumulated(make_objective(config, graphs, layout, mesh.shape["tensor"]), parts)
   params = jax.tree.map(local_spec, layout)
 
   def of_shard(student, *args):
-    value, grads = jax.value_and_grad(objective, has_aux=True)(student, *args)
+    value, grads = of_parts(student, *args)
     return jax.lax.pmean(value, several()), grads
 
-  def gradients(student, teacher, gram_teacher, batch, *args):
+  def gradients(student, teacher, gram_teacher, *args):
     gram = gram_teacher and {"backbone": params["backbone"]}
-    specs = (params, teacher and params, gram, batch_specs(batch, params), P(), P())
-    return on_shards(of_shard, mesh, specs, (P(), params))(student, teacher, gram_teacher, batch,
-                                                           *args)
+    # A frozen teacher's prototypes, as many as the student's own, are laid out like those.
+    frozen = {"prototypes": {name: params[name]["last_layer"]["kernel"] for name in params
+                             if name != "backbone"}}
+    taught = frozen if "prototypes" in teacher else params
+    specs = (params, taught, gram, P(DATA_AXES), P(), P())
+    return on_shards(of_shard, mesh, specs, (P(), params))(student, teacher, gram_teacher, *args)
 
   return gradients
-
-
-def batch_specs(batch: Batch, params: Params) -> dict:
-  """What `jax.shard_map` over `DATA_AXES` should know of a batch.
-
-  Args:
-    batch: see the step.
-    params: the same of the student's parameters. The frozen teacher's prototypes, of which there
-      are as many, are laid out as its own.
-  """
-  specs = {name: P(DATA_AXES) for name in batch}
-  if "targets" in batch:
-    kernels = {name: params[name]["last_layer"]["kernel"] for name in ("dino_head", "ibot_head")}
-    specs["targets"] = dict(cls=P(DATA_AXES), patches=P(DATA_AXES), prototypes=kernels)
-  return specs
 
 
 def copy_ema_if(condition: jax.Array, teacher: Params, gram_teacher: Params) -> Params:

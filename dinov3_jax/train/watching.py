@@ -8,6 +8,7 @@ import jax
 
 from dinov3_jax.train import hooks
 from dinov3_jax.train.evaluation import Evaluation
+from dinov3_jax.train.health import Health
 from dinov3_jax.train.prepare import Run
 from dinov3_jax.train.state import TrainState
 
@@ -77,12 +78,16 @@ def make_watching(run: Run) -> tuple[Watching, list[dict[str, float]]]:
   config, pictures = run.config, run.workdir / "pictures"
   recorders, observers = {}, {}
   past = hooks.read_lines(run.workdir / "metrics.jsonl", run.start)
+  last = past[-1] if past and past[-1]["step"] == run.start else {}
   if run.held_out is not None:
     with_labels = run.source.labels is not None and run.held_out.labels is not None
-    last = past[-1] if past and past[-1]["step"] == run.start else {}
     observers["evaluation"] = Evaluation(
       config, run.workdir, run.mesh, run.source, run.held_out,
-      done=run.start if not with_labels or "knn_top1" in last else None)
+      done=run.start if not run.start or not with_labels or "knn_top1" in last else None)
+  if config.health.images:
+    observers["health"] = Health(
+      config, run.workdir, run.mesh, run.source if run.held_out is None else run.held_out,
+      start=run.start, done=run.start if "rankme" in last else None)
   if jax.process_index() == 0:
     recorders = {
       "progress": hooks.progress(config.train.steps, config.train.batch_size, run.start),

@@ -9,7 +9,9 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import base
+from dinov3_jax.models import variants
 from dinov3_jax.train import inputs, sharding
+from dinov3_jax.train.flops import CHIPS, step_flops
 from dinov3_jax.train.schedules import make_schedule, make_schedules
 from dinov3_jax.train.state import init_state
 from dinov3_jax.train.step import gram_refresh_due, make_train_step
@@ -17,10 +19,15 @@ from dinov3_jax.train.step import gram_refresh_due, make_train_step
 FOLDER = Path(base.__file__).parent
 # Parameters of the backbone, mask token included, as the reference counts them. Its ViT-L recipe
 # has no storage tokens, unlike the released ViT-L: 4 x 1,024 less.
-BACKBONES = dict(vits16=21_601_152, vitb16=85_669_632, vitl16_in1k=303_154_176 - 4 * 1024,
-                 vit7b=6_716_043_264, vit7b_gram=6_716_043_264, vit7b_highres=6_716_043_264)
+BACKBONES = dict(vitt16=5_492_160, vits16=21_601_152, vits16_gram=21_601_152,
+                 vits16_highres=21_601_152, vits16plus=28_697_472,
+                 vitl16plus=403_915_776, vith16plus=840_633_600, vitb16=85_669_632,
+                 vitl16_in1k=303_154_176 - 4 * 1024, vit7b=6_716_043_264, vit7b_gram=6_716_043_264,
+                 vit7b_highres=6_716_043_264)
 # Hidden width, bottleneck and prototypes of the DINO and the iBOT head.
-HEADS = {name: ((2048, 256, 65_536),) * 2 for name in ("vits16", "vitb16", "vitl16_in1k")} | {
+HEADS = {name: ((2048, 256, 65_536),) * 2 for name in (
+  "vitt16", "vits16", "vits16_gram", "vits16_highres", "vits16plus", "vitb16", "vitl16_in1k",
+  "vitl16plus", "vith16plus")} | {
   name: ((8192, 512, 262_144), (4096, 384, 98_304))
   for name in ("vit7b", "vit7b_gram", "vit7b_highres")}
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base"})
@@ -59,6 +66,34 @@ def test_parameter_counts(name):
   assert count(state_of(name).teacher) == count(student)
 
 
+@pytest.mark.parametrize("name", ["vits16", "vits16plus", "vitb16", "vitl16plus", "vith16plus"])
+def test_networks_are_those_of_the_released_family(name):
+  model = config_of(name).model.to_dict()
+  released = variants.variant(name).settings
+  assert variants.differences(released, model) == []
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_a_header_has_the_command_and_the_computed_cost(name):
+  """Of 64 images a data shard, without what stochastic depth skips, averaged over resolutions."""
+  header = importlib.import_module(f"configs.{name}").__doc__
+  assert f"python -m dinov3_jax.main --config=configs/{name}.py --workdir=runs/{name}" in header
+  assert "not been run" in " ".join(header.split())
+  config = config_of(name)
+  share, count = config.crops.size_weights, config.train.batch_size // 64
+  flops = sum(w * step_flops(config, count, i).executed for i, w in enumerate(share))
+  hours = flops * config.train.steps / (0.4 * CHIPS["NVIDIA H100 80GB HBM3"].flops) / 3600
+  text = " ".join(header.split())
+  assert f"{flops / 1e12:,.0f} TFLOP a step" in text
+  assert f"{hours:,.0f} H100-hours at 40 % of the peak" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoints_that_are_kept_are_written(name):
+  checkpoint = config_of(name).checkpoint
+  assert checkpoint.keep_every % checkpoint.every == 0
+
+
 def test_head_sizes_as_published():
   millions = lambda name, head: round(count(state_of(name).student[head]) / 1e6, 1)
   assert millions("vitl16_in1k", "dino_head") == millions("vitl16_in1k", "ibot_head") == 23.6
@@ -82,11 +117,12 @@ def test_every_resolution_of_a_recipe_makes_a_step(name):
     assert ("gram_loss" in metrics) == (config.gram.teacher != "none")
 
 
-def test_each_stage_of_the_7b_starts_from_the_one_before():
+@pytest.mark.parametrize("model", ["vit7b", "vits16"])
+def test_each_stage_starts_from_the_one_before(model):
   shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-  for before, name in (("vit7b", "vit7b_gram"), ("vit7b_gram", "vit7b_highres")):
+  for before, name in ((model, f"{model}_gram"), (f"{model}_gram", f"{model}_highres")):
     assert config_of(name).init_from == f"runs/{before}"
-    assert f"--workdir=runs/{before} " in (FOLDER / f"{before}.py").read_text()
+    assert f"--workdir=runs/{before}" in (FOLDER / f"{before}.py").read_text().split()
     assert shapes(state_of(name).teacher) == shapes(state_of(before).teacher)
     assert config_of(name).model == config_of(before).model
     assert shapes(state_of(name).gram_teacher["backbone"]) == shapes(

@@ -66,7 +66,10 @@ def unexpected(found, config, state, mesh):
   return [c for c in found if not expected(c)]
 
 
-def test_parameters_are_gathered_gradients_summed_and_nothing_else_moves(config):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_parameters_are_gathered_gradients_summed_and_nothing_else_moves(config, parts):
+  config.train.micro_batches = parts
+  config.koleo.group = 2
   found, state, mesh = program(config, (1, 8, 1))
   assert unexpected(found, config, state, mesh) == []
   least = least_bytes(config, state.student, mesh)

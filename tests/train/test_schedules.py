@@ -113,6 +113,22 @@ def test_all_misfits_are_in_one_line_with_the_keys_to_set():
     "optim.freeze_last_layer_steps=1250: lower these, too"]
 
 
+def test_the_weight_of_a_gram_loss_counts_from_its_start():
+  config = base.get_config()
+  config.gram.start_at = 1000
+  config.schedules.gram_weight = base.warmup_cosine(0.5, 0.5, 2.0, cosine_steps=11)
+  weight = make_schedules(config)["gram_weight"]
+  np.testing.assert_allclose([weight(i) for i in (0, 999, 1000, 1005, 1010, 9999)],
+                             [0, 0, 0.5, 1.25, 2, 2], rtol=1e-6)
+  # All that is left of the run is not all of the run.
+  config.schedules.gram_weight = base.warmup_cosine(0.5, 0.5, 2.0)
+  assert make_schedules(config)["gram_weight"](config.train.steps - 1) == 2
+  config.schedules.gram_weight = base.warmup_cosine(0.5, 0.5, 2.0, cosine_steps=124_001)
+  assert "gram_weight.cosine_steps=124001" in misfits(config)[0]
+  with pytest.raises(ValueError, match=r"schedules\.gram_weight"):
+    make_schedules(config)
+
+
 def test_prototypes_may_stay_fixed_for_a_whole_run():
   config = base.get_config()
   config.train.steps = 37_500

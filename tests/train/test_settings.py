@@ -164,6 +164,21 @@ def test_sizes_of_evaluations_are_multiples_of_the_patch(key):
   passes(**{f"evals.{key}": 230, "evals.every": 0})
 
 
+def test_a_run_anchors_itself_or_takes_another_teacher():
+  own = {"gram.teacher": "own", "crops.gram_sizes": (256,)}
+  for start in (0, 5000, 124_999):
+    passes(**own, **{"gram.start_at": start})
+    passes(**{"gram.teacher": "ema", "gram.start_at": start})
+  for start in (-1, 125_000):
+    assert problems(**own, **{"gram.start_at": start})[0] == (
+      f"gram.start_at must be a step from 0 to train.steps - 1, not {start}")
+  for key, value in {"gram.init_from": "runs/a", "gram.copy_ema_at": 3}.items():
+    assert problems(**own, **{"gram.start_at": 5, key: value}) == [
+      "gram.start_at=5 takes the run's own EMA teacher: leave out gram.copy_ema_at and "
+      "gram.init_from, or gram.start_at"]
+  assert problems(**{"gram.start_at": 5})[0].startswith("gram.start_at=5 needs a teacher")
+
+
 def test_settings_of_evaluations_matter_only_where_there_are_any():
   passes(**{"evals.every": 0, **{key: -1 for key in settings.EVALUATION}})
 

@@ -244,6 +244,49 @@ def test_gram_teacher_of_a_run_with_everything(tiny_config):
   assert step(other, batch)[1]["loss"] != losses[3]
 
 
+def test_a_run_that_anchors_itself_at_a_step(tiny_config):
+  """Until then it is the run without Gram anchoring, then the one with its EMA as Gram teacher."""
+  config = tiny_config
+  config.schedules.lr.update(start=0.01, peak=0.01)
+  rng = np.random.default_rng(0)
+  crops = lambda n, size: rng.integers(0, 256, (4, n, size, size, 3)).astype(np.uint8)
+  masks = np.zeros((4, 2, 16), bool)
+  masks[:, 0, :6] = True
+  batch = dict(global_crops=crops(2, 32), local_crops=crops(3, 16), gram_crops=crops(2, 64),
+               masks=masks, mask_indices=np.flatnonzero(masks)[None].astype(np.int32),
+               mask_weights=np.full((1, 24), 1 / 6, np.float32))
+
+  def run(**gram):
+    changed = config.copy_and_resolve_references()
+    changed.gram.update(gram)
+    state, rows = jax.jit(lambda: init_state(changed))(), []
+    step = jax.jit(make_train_step(changed))
+    states = [state]
+    for _ in range(4):
+      state, metrics = step(state, batch)
+      states.append(state)
+      rows.append(jax.device_get(metrics))
+    return states, rows
+
+  (_, rows_without), (states, rows) = run(), run(teacher="own", start_at=2, refresh_every=1,
+                                                       refresh_first=3)
+  for a, b in zip(rows_without[:2], rows[:2]):
+    assert b["gram_loss"] == b["gram_weight"] == 0
+    np.testing.assert_allclose(b["loss"], a["loss"], rtol=1e-6)
+  assert [row["gram_weight"] for row in rows] == [0, 0, 1, 1] and rows[2]["gram_loss"] > 0
+  np.testing.assert_allclose(rows[2]["loss"], rows_without[2]["loss"] + rows[2]["gram_loss"],
+                             rtol=1e-4)
+  # Copied before the third step; from then on a copy after every one.
+  for i, source in ((0, 0), (2, 0), (3, 3), (4, 4)):
+    chex.assert_trees_all_equal(states[i].gram_teacher["backbone"],
+                                states[source].teacher["backbone"])
+  once, _ = run(teacher="own", start_at=2)
+  chex.assert_trees_all_equal(once[4].gram_teacher["backbone"], once[2].teacher["backbone"])
+  # With the EMA teacher itself nothing is copied, and the loss starts all the same.
+  _, rows = run(teacher="ema", start_at=3)
+  assert [row["gram_loss"] > 0 for row in rows] == [False, False, False, True]
+
+
 @pytest.mark.parametrize("section, key, value, message", [
     ("gram", "teacher", "frozen", r"gram\.teacher must be none, ema or own, not 'frozen'"),
     ("train", "steps", 5, r"schedules\.lr: .* train\.steps=5"),
