@@ -63,7 +63,7 @@ def test_steps_are_counted_logged_saved_and_observed(make):
   advance(course, 5)
   assert course.step == int(course.state.step) == 5 and not course.is_done and not course.logs
   assert course.writer.steps() == [2, 4]  # as checkpoint.every says
-  assert watching.observed == [(i, i) for i in range(1, 6)] and watching.flushed == 2
+  assert watching.observed == [(i, i) for i in range(6)] and watching.flushed == 2
   assert {step for step, values in watching.recorded.items() if values} == {2, 4}
   advance(course, 3)
   assert course.is_done and course.writer.steps() == [2, 4, 6, 8]
