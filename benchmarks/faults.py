@@ -243,8 +243,8 @@ def signals(bench: Bench, count: int = 50) -> str:
     wrong += not bench.ends_right(workdir, setting)
     runs += 1
     shutil.rmtree(workdir)
-  return (f"{sent} signals in {runs} runs, {saving} of them saved: {traces} traces, {odd} other exit "
-          f"codes, {wrong} runs ended with another state")
+  return (f"{sent} signals in {runs} runs, {saving} of them saved: {traces} traces, {odd} other "
+          f"exit codes, {wrong} runs ended with another state")
 
 
 def full_disk(bench: Bench) -> str:
