@@ -36,8 +36,7 @@ def split(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
     parts: how many.
 
   Returns:
-    Arrays [parts, rows / parts, ...]; a part has 1 / `parts` of the images of every shard. A frozen
-    teacher's targets are among them, but not its prototypes, which belong to no image.
+    Arrays [parts, rows / parts, ...]; a part has 1 / `parts` of the images of every shard.
   """
   shards = len(batch["mask_indices"]) // parts
 
@@ -45,11 +44,7 @@ def split(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
     x = x.reshape(shards, parts, -1, *x.shape[1:])
     return jnp.moveaxis(x, 1, 0).reshape(parts, -1, *x.shape[3:])
 
-  parted = jax.tree.map(cut, {name: x for name, x in batch.items() if name != "targets"})
-  if "targets" in batch:
-    parted["targets"] = {name: cut(x) for name, x in batch["targets"].items()
-                         if name != "prototypes"}
-  return parted
+  return jax.tree.map(cut, batch)
 
 
 def accumulated(objective: Objective, parts: int) -> Callable:
@@ -67,7 +62,7 @@ def accumulated(objective: Objective, parts: int) -> Callable:
 
   def gradients(student, teacher, gram_teacher, batch, values, key):
     batches = split(batch, parts)
-    heads = objective.heads(teacher, batch)
+    heads = objective.heads(teacher)
     _, rows = jax.lax.scan(lambda _, part: (None, objective.look(teacher, heads, part)), None,
                            batches)
     scales, usage = objective.balance(heads, rows, values["teacher_temp"], parts)

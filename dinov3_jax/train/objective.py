@@ -76,16 +76,10 @@ def zeros_unless(condition: jax.Array, f: Callable[[Any], Any]) -> Callable[[Any
   return either
 
 
-class TeacherHead(NamedTuple):
-  """What the losses take from a head of the teacher.
-
-  Attributes:
-    kernel: of its last layer, the prototypes [d, K].
-    bottleneck: its layers before that; None where a batch's targets hold what they give.
-  """
+class Frozen(NamedTuple):
+  """Of a frozen teacher's head what a step needs: the last layer's `kernel` [d, K]."""
 
   kernel: jax.Array
-  bottleneck: Callable[[jax.Array], jax.Array] | None = None
 
 
 class Objective(NamedTuple):
@@ -95,12 +89,11 @@ class Objective(NamedTuple):
   `balance` the rows of all of them.
 
   Attributes:
-    heads: `(teacher, batch) -> heads`, the `TeacherHead` of each of `HEADS`; of the batch it takes
-      the frozen teacher's prototypes, if there are some.
+    heads: `(teacher) -> heads`, the teacher's heads as modules, of a frozen one as `Frozen`.
     look: `(teacher, heads, batch) -> rows`, a dict: the teacher's bottlenecks `dino` [B, 2, d] and
-      `ibot` [S * M, 1, d']; and of a teacher that is not frozen, its patch features `patches`
-      [B * 2, N, D] where the Gram loss takes them (else None) and `cls_patch_cosine`. No gradient
-      flows through them.
+      `ibot` [S * M, 1, d'], its patch features `patches` [B * 2, N, D] where the Gram loss takes
+      them (else None), and `cls_patch_cosine`, None of a frozen teacher. No gradient flows through
+      them.
     balance: `(heads, rows, temperature, parts=1) -> (scales, metrics)`: Sinkhorn's two vectors of
       either head, `u` [K] and `v` shaped as its rows but for their last axis, and how the
       prototypes are used. With `parts`, it holds no more logits at once than that share of them.
@@ -113,7 +106,7 @@ class Objective(NamedTuple):
   losses: Callable[..., tuple[jax.Array, dict]]
 
   def __call__(self, student, teacher, gram_teacher, batch, values, key):
-    heads = self.heads(teacher, batch)
+    heads = self.heads(teacher)
     rows = self.look(teacher, heads, batch)
     scales, usage = self.balance(heads, rows, values["teacher_temp"])
     total, metrics = self.losses(student, heads, gram_teacher, batch, values, key, rows, scales)
@@ -134,9 +127,10 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
   `values` holds this step's schedules and `key` the student's randomness. Gradients flow to the
   student alone; parameters and images are cast to the computation's dtype, losses are float32.
 
-  A batch with `targets` (see `targets.make_targets`) is for distillation: they stand in for
-  `teacher`, which is not used, and the student sees all patches; the masks only choose those that
-  iBOT compares (paper, section 5; so in the reference). `cls_patch_cosine` is then the student's.
+  A batch with `targets`, the rows that `targets.make_targets` makes, is for distillation: `teacher`
+  is then `{"prototypes": {"dino_head", "ibot_head"}}`, the frozen teacher's last layers, and the
+  student sees all patches; the masks only choose those that iBOT compares (paper, section 5; so in
+  the reference). `cls_patch_cosine` is then the student's.
 
   With a `layout`, the parameters' `PartitionSpec`s, it runs under `jax.shard_map` over
   `partition.DATA_AXES`. Its batch and losses are then those of one shard (the losses of all are
@@ -158,21 +152,15 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
     return forward(graphs["backbone"], params["backbone"], layout and layout["backbone"], dtype,
                    *crops, **options)
 
-  def frozen_kernel(batch, name):
-    of_kernel = layout and layout[name]["last_layer"]["kernel"]
-    return partition.whole(batch["targets"]["prototypes"][name], of_kernel, dtype)
-
-  def heads(teacher, batch):
-    if "targets" in batch:
-      if gram.teacher != "none":
-        raise ValueError("a Gram teacher and a teacher to distil exclude each other: set "
-                         "gram.teacher=none")
-      return {name: TeacherHead(frozen_kernel(batch, f"{name}_head")) for name in HEADS}
-    networks = {name: network(teacher, f"{name}_head") for name in HEADS}
-    return {name: TeacherHead(kernel(head), head.bottleneck) for name, head in networks.items()}
+  def heads(teacher):
+    if "prototypes" in teacher:
+      return {name: Frozen(partition.whole(
+        teacher["prototypes"][f"{name}_head"],
+        layout and layout[f"{name}_head"]["last_layer"]["kernel"], dtype)) for name in HEADS}
+    return {name: network(teacher, f"{name}_head") for name in HEADS}
 
   def kernel(head):
-    return head.last_layer.kernel[...]
+    return head.kernel if isinstance(head, Frozen) else head.last_layer.kernel[...]
 
   def masked(patches, batch):
     return gather_masked(patches, batch["mask_indices"])[:, None]
@@ -181,19 +169,21 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
     return normalise(batch["global_crops"], crops.mean, crops.std, dtype)
 
   def look(teacher, heads, batch):
-    images, targets = batch["global_crops"].shape[0], batch.get("targets")
-    if targets is not None:
-      patches = targets["patches"].reshape(2 * images, *targets["patches"].shape[2:])
-      rows = dict(dino=targets["cls"], ibot=masked(patches, batch))
-    else:
-      tokens, _ = backbone(teacher, global_images(batch))
-      cls = tokens["cls"].reshape(images, 2, -1)
-      rows = dict(
-        dino=heads["dino"].bottleneck(cls),
-        ibot=heads["ibot"].bottleneck(masked(tokens["patches"], batch)),
-        patches=tokens["patches"] if gram.teacher == "ema" else None,
-        cls_patch_cosine=cls_patch_cosine(tokens["cls"], tokens["patches"]))
-    return jax.lax.stop_gradient(rows)
+    images = batch["global_crops"].shape[0]
+    if "targets" in batch:
+      if gram.teacher != "none":
+        raise ValueError("a Gram teacher and a teacher to distil exclude each other: set "
+                         "gram.teacher=none")
+      cls, patches = batch["targets"]["cls"], batch["targets"]["patches"]
+      patches = patches.reshape(2 * images, *patches.shape[2:])
+      return dict(dino=cls, ibot=masked(patches, batch), patches=None, cls_patch_cosine=None)
+    tokens, _ = backbone(teacher, global_images(batch))
+    cls = tokens["cls"].reshape(images, 2, -1)
+    return jax.lax.stop_gradient(dict(
+      dino=heads["dino"].bottleneck(cls), ibot=heads["ibot"].bottleneck(
+        masked(tokens["patches"], batch)),
+      patches=tokens["patches"] if gram.teacher == "ema" else None,
+      cls_patch_cosine=cls_patch_cosine(tokens["cls"], tokens["patches"])))
 
   def balance(heads, rows, temperature, parts=1):
     axes = () if layout is None else partition.several()
@@ -203,13 +193,13 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
       options[name] = dict(axes=axes, shards=prototype_shards, chunks=chunks if parts == 1 else
                            balancing_chunks(config[name].prototypes, chunks, prototype_shards,
                                             parts))
-      u, v = sinkhorn_scales_from_bottleneck(samples, heads[name].kernel, temperature,
+      u, v = sinkhorn_scales_from_bottleneck(samples, kernel(heads[name]), temperature,
                                              **options[name])
       scales[name] = u, v.reshape(rows[name].shape[:-1])
     samples = rows["dino"].reshape(-1, rows["dino"].shape[-1])
-    usage = prototype_usage(samples, heads["dino"].kernel, temperature, **options["dino"])
+    usage = prototype_usage(samples, kernel(heads["dino"]), temperature, **options["dino"])
     metrics = dict(prototype_entropy=usage[0], prototype_use=usage[1])
-    if "cls_patch_cosine" in rows:
+    if rows["cls_patch_cosine"] is not None:
       metrics["cls_patch_cosine"] = jnp.mean(rows["cls_patch_cosine"])
     return scales, metrics
 
@@ -217,7 +207,7 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
     """Student [B, S, D] against the targets of teacher [B, T, d]: [S, T], each summed over B."""
     head = network(student, f"{name}_head")
     return prototype_cross_entropy(
-        head.bottleneck(student_rows), kernel(head), teacher_rows[name], heads[name].kernel,
+        head.bottleneck(student_rows), kernel(head), teacher_rows[name], kernel(heads[name]),
         *scales[name], weights, temperature, **over)
 
   def gram_targets(gram_teacher, teacher_patches, batch, grid):
@@ -260,6 +250,7 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
     per_image = lambda x: x.reshape(images, -1, x.shape[-1])
     temperature = values["teacher_temp"]
 
+    # A distilled student sees all patches (paper, section 5; so in the reference).
     tokens, local_tokens = backbone(
         student, global_crops, local_crops, None if "targets" in batch else masks, key=key,
         shards=shards, remat=config.train.remat)
@@ -281,7 +272,7 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
         ibot_loss=jnp.sum(ibot) / (2 * images),  # crops without a mask count, too
         koleo_loss=sum(koleo, jnp.zeros(())) / 2,
     )
-    if "targets" in batch:  # which tell nothing of the frozen teacher's own tokens
+    if "targets" in batch:  # a frozen teacher's would say nothing about the run
       metrics["cls_patch_cosine"] = cls_patch_cosine(tokens["cls"], tokens["patches"])
     total = (config.dino.weight * (1 - global_share) * values["dino_local_weight"]
              * metrics["dino_local_loss"]

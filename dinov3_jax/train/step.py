@@ -70,7 +70,11 @@ def make_train_step(config, mesh: Mesh | None = None
       copied = copy_ema_if(state.step == copy_at, state.teacher, state.gram_teacher)
       state = state.replace(gram_teacher=copied)
 
-    teacher = None if "targets" in batch else state.teacher
+    teacher = state.teacher
+    if "targets" in batch:
+      rows = dict(batch["targets"])
+      teacher = {"prototypes": rows.pop("prototypes")}
+      batch = batch | dict(targets=rows)
     (loss, metrics), grads = gradients(state.student, teacher, state.gram_teacher, batch, values,
                                        key)
     norms = module_norms(grads)
@@ -113,28 +117,16 @@ def make_gradients(config, graphs: dict, shapes: Params, mesh: Mesh | None) -> C
     value, grads = of_parts(student, *args)
     return jax.lax.pmean(value, several()), grads
 
-  def gradients(student, teacher, gram_teacher, batch, *args):
+  def gradients(student, teacher, gram_teacher, *args):
     gram = gram_teacher and {"backbone": params["backbone"]}
-    specs = (params, teacher and params, gram, batch_specs(batch, params), P(), P())
-    return on_shards(of_shard, mesh, specs, (P(), params))(student, teacher, gram_teacher, batch,
-                                                           *args)
+    # A frozen teacher's prototypes, as many as the student's own, are laid out like those.
+    frozen = {"prototypes": {name: params[name]["last_layer"]["kernel"] for name in params
+                             if name != "backbone"}}
+    taught = frozen if "prototypes" in teacher else params
+    specs = (params, taught, gram, P(DATA_AXES), P(), P())
+    return on_shards(of_shard, mesh, specs, (P(), params))(student, teacher, gram_teacher, *args)
 
   return gradients
-
-
-def batch_specs(batch: Batch, params: Params) -> dict:
-  """What `jax.shard_map` over `DATA_AXES` should know of a batch.
-
-  Args:
-    batch: see the step.
-    params: the same of the student's parameters. The frozen teacher's prototypes, of which there
-      are as many, are laid out as its own.
-  """
-  specs = {name: P(DATA_AXES) for name in batch}
-  if "targets" in batch:
-    kernels = {name: params[name]["last_layer"]["kernel"] for name in ("dino_head", "ibot_head")}
-    specs["targets"] = dict(cls=P(DATA_AXES), patches=P(DATA_AXES), prototypes=kernels)
-  return specs
 
 
 def copy_ema_if(condition: jax.Array, teacher: Params, gram_teacher: Params) -> Params:

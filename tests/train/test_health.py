@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs import base
 from dinov3_jax.data.sources import DamagedImage
 from dinov3_jax.evals.rankme import rankme
 from dinov3_jax.train import health, loop, sharding
@@ -57,10 +58,10 @@ def look(made, step, state):
   return metrics
 
 
-def by_hand(config, state, source):
+def by_hand(config, state, source, size=32):
   """CLS features, and the cosines of patches."""
   graphs, _ = abstract_modules(config)
-  batch = next(read_images(source, range(COUNT), 32, COUNT))
+  batch = next(read_images(source, range(COUNT), size, COUNT))
   images = batch["images"][batch["found"]] / 255
   images = (images - np.array(config.crops.mean)) / np.array(config.crops.std)
   tokens = nnx.merge(graphs["backbone"], state.teacher["backbone"])(np.float32(images))
@@ -158,6 +159,29 @@ def test_large_crops_are_looked_at_in_small(config, states, tmp_path):
   look(made, 10, states[0])
   with np.load(tmp_path / health.FILE) as arrays:
     assert arrays["grams"].shape == (1, COUNT, 256, 256)
+
+
+def test_of_a_convnext(config, tmp_path):
+  """Its patches are 32 pixels wide, and its parameters are not stacked in blocks."""
+  with config.unlocked():
+    config.model = base.convnext((1, 1, 1, 1), (8, 8, 16, 16))
+  config.crops.global_sizes = (96,)
+  states = []
+  for config.seed in (0, 1):
+    states.append(jax.jit(lambda: init_state(config))())
+  figures = []
+  for devices in (1, 2):
+    folder = tmp_path / str(devices)
+    folder.mkdir()
+    made = make(config, folder, devices=devices)
+    look(made, 10, states[0])
+    figures.append(look(made, 15, states[1]))
+    with np.load(folder / health.FILE) as arrays:
+      assert arrays["grams"].shape[-2:] == (9, 9)
+  (_, before), (cls, after) = (by_hand(config, state, Images(), 96) for state in states)
+  assert figures[0]["rankme"] == pytest.approx(rankme(cls), rel=1e-4)
+  assert figures[0]["gram_drift"] == pytest.approx(((after - before)**2).mean()**0.5, rel=1e-3)
+  assert figures[1] == pytest.approx(figures[0], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +105,56 @@ def test_as_data_shards_of_several_devices(distillation, recording, name, mesh):
     state, values = step(state, batch | dict(targets=targets(teacher, batch)))
     metrics.append(jax.device_get(values))
   check_rows(student.record["rows"], metrics)
+
+
+def test_data_shards_as_micro_batches_of_one_device(distillation):
+  """Sinkhorn sees the rows of all parts; each part has its own targets and masks."""
+  run = distillation("multidistill_3ranks")
+  student = run.students["b"]
+  config = student.config.copy_and_resolve_references()
+  config.train.micro_batches = student.ranks
+  step, state, metrics = jax.jit(make_train_step(config)), student.state(), []
+  for row in student.record["rows"]:
+    batch = student.batch(row["it"]) | dict(targets=run.targets_of(student, row["it"]))
+    state, values = step(state, batch)
+    metrics.append(jax.device_get(values))
+  check_rows(student.record["rows"], metrics)
+  for ours, whole in zip(metrics, student.history[2], strict=True):
+    chex.assert_trees_all_close(ours, whole, rtol=1e-3, atol=1e-5)
+
+
+def test_micro_batches_on_shards_of_several_devices(distillation):
+  """The frozen prototypes are cut over the devices, and belong to no part."""
+  run = distillation("multidistill_3ranks")
+  student = run.students["b"]
+  arrays = run.collated(0, run.record["batch_seed"], run.record["B"])
+  masks = np.zeros(arrays["masks"].shape, bool)
+  masks[:, ::5] = True  # of every part as many
+  metrics = []
+  for parts, mesh in ((1, None), (2, dict(data=1, fsdp=2, tensor=1))):
+    config = student.config.copy_and_resolve_references()
+    config.train.micro_batches, config.koleo.group = parts, 3
+    state, teacher, batch = student.state(), run.teacher, official.batch(
+      arrays | dict(masks=masks), 4)
+    if mesh is not None:
+      config.mesh.update(mesh)
+      mesh = sharding.make_mesh(config, jax.devices()[:2])
+      state, teacher = (jax.device_put(tree, sharding.state_sharding(mesh, tree))
+                        for tree in (state, teacher))
+      batch = sharding.place_batch(batch, mesh)
+    targets = jax.jit(make_targets(config, run.teacher_config, mesh))
+    batch |= dict(targets=targets(teacher, batch))
+    metrics.append(jax.device_get(jax.jit(make_train_step(config, mesh))(state, batch)[1]))
+  chex.assert_trees_all_close(*metrics, rtol=1e-4, atol=1e-6)
+
+
+def test_figures_of_health(student):
+  """The cosine is the student's own, so it changes; the prototypes are the teacher's."""
+  for values in student.history[2]:
+    assert -1 <= values["cls_patch_cosine"] <= 1
+    assert 0 < values["prototype_entropy"] <= 1 and 1 / 512 <= values["prototype_use"] <= 1
+  first, last = (student.history[2][i]["cls_patch_cosine"] for i in (0, -1))
+  assert first != last
 
 
 def test_what_the_teacher_of_a_convnext_sees(distillation):
