@@ -34,10 +34,24 @@ def linear(start: float, end: float, steps: int) -> dict:
   return warmup_cosine(start, end, end, steps, 0)
 
 
+def convnext(depths: tuple[int, ...], dims: tuple[int, ...], drop_path: float = 0.0,
+             layerscale: float = 1e-6, in_channels: int = 3) -> ConfigDict:
+  """The section `model` of a ConvNeXt, in place of a ViT's: blocks and widths of its four stages,
+  the last block's rate of stochastic depth, and LayerScale's initial value."""
+  return ConfigDict(dict(depths=tuple(depths), dims=tuple(dims), drop_path=drop_path,
+                         layerscale=layerscale, in_channels=in_channels))
+
+
 def get_config() -> ConfigDict:
   config = ConfigDict(dict(
     seed=0,
     init_from="",  # a run's folder: its teacher starts student, teacher and Gram teacher
+    # A frozen teacher that the student learns from, instead of its own average: a run's folder, or
+    # a file of weights with heads. Its digest is found out, and kept in the checkpoints.
+    distill=dict(teacher="", digest=""),
+    # By name, students that learn from that teacher in one run: the sections that are each one's
+    # own (model, dino, ibot, koleo, schedules, optim).
+    students={},
     model=dict(
       patch_size=16,
       stem="patch",  # patch | conv: overlapping convolutions, for small models and short trainings

@@ -134,6 +134,10 @@ def compile_step(config: ConfigDict, devices: list, resolution: int = 0):
   from dinov3_jax.train.state import init_state
 
   check_settings(config)
+  if config.distill.teacher:
+    raise ValueError("a step of distillation cannot be compiled ahead of time: its teacher is "
+                     "found only when a run starts; with --config.distill.teacher= the student's "
+                     "own training is compiled, without what the teacher takes")
   mesh = sharding.make_mesh(config, devices)
   kind = devices[0].device_kind
   if kind not in CHIPS:

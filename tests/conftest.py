@@ -27,12 +27,11 @@ import pytest
 from PIL import Image
 
 from configs import base
-from dinov3_jax.train import checkpoint
+from dinov3_jax.train import checkpoint, official
 from dinov3_jax.train.state import TrainState
 from dinov3_jax.train.step import make_train_step
-from dinov3_jax.weights import official
 
-pytest_plugins = ["tests.quick"]
+pytest_plugins = ["tests.quick", "tests.distilled"]
 
 TESTS = pathlib.Path(__file__).parent
 RECIPE = """

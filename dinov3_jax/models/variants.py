@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import nnx
 
-from dinov3_jax.models.convnext import ConvNeXt
+from dinov3_jax.models.convnext import STRIDE, ConvNeXt
 from dinov3_jax.models.layers import hidden_width
 from dinov3_jax.models.rope import Rope
 from dinov3_jax.models.vit import VisionTransformer
@@ -104,6 +104,16 @@ def variant(name: str) -> Variant:
 def build(settings: Mapping[str, Any], *, rngs: nnx.Rngs) -> VisionTransformer | ConvNeXt:
   """The network with the given arguments: a ConvNeXt if they name `depths`, else a ViT."""
   return (ConvNeXt if "depths" in settings else VisionTransformer)(**settings, rngs=rngs)
+
+
+def stride(settings: Mapping[str, Any]) -> int:
+  """The side in pixels of one of a network's patch tokens; arguments of `build`."""
+  return STRIDE if "depths" in settings else settings["patch_size"]
+
+
+def width(settings: Mapping[str, Any]) -> int:
+  """How many features a network's tokens have; arguments of `build`."""
+  return settings["dims"][-1] if "depths" in settings else settings["width"]
 
 
 def make_model(name: str, *, rngs: nnx.Rngs, **changes) -> VisionTransformer | ConvNeXt:

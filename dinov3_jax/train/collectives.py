@@ -118,12 +118,23 @@ def least_bytes(config, student, mesh, resolution: int = 0) -> dict[str, float]:
   vectors = 4 * config.dino.prototypes + 3 * config.ibot.prototypes
   least["all-reduce"] += sent("all-reduce", 4 * vectors, shards)
   student_crops, teacher_crops = crops_of_step(config, shards, resolution)
-  tokens = lambda crops: sum(c.kept * (c.patches + 1 + config.model.storage_tokens) for c in crops)
   passes = 4 if config.train.remat in ("none", "dots") else 5
-  summed = (passes * tokens(student_crops) + 2 * tokens(teacher_crops)) / shards
-  activations = width * config.model.depth * config.model.width * summed
-  least["all-reduce"] += sent("all-reduce", activations, sizes["tensor"])
+  if "depths" in config.model:  # one branch in place of two, and as a teacher never of its own kind
+    passes, teacher_crops = 2, []
+  summed = (passes * _activations(config.model, student_crops)
+            + 2 * _activations(config.model, teacher_crops)) / shards
+  least["all-reduce"] += sent("all-reduce", width * summed, sizes["tensor"])
   return {kind: size for kind, size in least.items() if size}
+
+
+def _activations(model, crops) -> int:
+  """How many values leave the blocks, one branch of each."""
+  if "depths" in model:
+    of_patch = sum(depth * (8 >> i) ** 2 * features
+                   for i, (depth, features) in enumerate(zip(model.depths, model.dims)))
+    return sum(c.kept * c.patches * of_patch for c in crops)
+  tokens = sum(c.kept * (c.patches + 1 + model.storage_tokens) for c in crops)
+  return model.depth * model.width * tokens
 
 
 class _Instruction(NamedTuple):

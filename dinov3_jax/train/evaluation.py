@@ -18,7 +18,8 @@ from dinov3_jax.evals import pca
 from dinov3_jax.evals.knn import knn_accuracy
 from dinov3_jax.models.partition import DATA_AXES, local_spec
 from dinov3_jax.train.hooks import picture_name
-from dinov3_jax.train.objective import merge, normalise
+from dinov3_jax.train.objective import forward as forward_backbone
+from dinov3_jax.train.objective import normalise
 from dinov3_jax.train.sharding import data_shards, local_shards, on_shards, param_specs, place_batch
 from dinov3_jax.train.state import Params, TrainState, abstract_modules
 
@@ -159,8 +160,7 @@ def make_forward(config, mesh: Mesh):
 
   def forward(backbone: Params, images: jax.Array) -> dict[str, jax.Array]:
     images = normalise(images[:, None], crops.mean, crops.std, dtype)
-    model = merge(graphs["backbone"], backbone, layout, dtype)
-    out, _ = model.forward_crops(images, layout=layout and layout["blocks"])
+    out, _ = forward_backbone(graphs["backbone"], backbone, layout, dtype, images)
     return {name: out[name].astype(jnp.float32) for name in ("cls", "patches")}
 
   if not layout:

@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dinov3_jax.data.masks import masked_count
 from dinov3_jax.models.layers import hidden_width
+from dinov3_jax.models.variants import stride, width
 
 
 class Chip(NamedTuple):
@@ -68,27 +70,31 @@ def crops_of_step(config, shards: int, resolution: int = 0) -> tuple[list[Crops]
   """What goes through the student, and what through the teachers; arguments as `step_flops`."""
   crops, images = config.crops, config.train.batch_size
   shards *= config.train.micro_batches  # of each of which stochastic depth rounds the rows
-  big, small, gram = ((sizes[resolution] // config.model.patch_size) ** 2 for sizes in (
+  big, small, gram = ((sizes[resolution] // stride(config.model)) ** 2 for sizes in (
     crops.global_sizes, crops.local_sizes, crops.gram_sizes))
+  skips = "depths" not in config.model  # a ConvNeXt computes what it then leaves out
 
   def trained(count, patches):
     kept = max(int(count // shards * (1 - config.model.drop_path)), 1) * shards
-    return Crops(count, kept, patches)
+    return Crops(count, kept if skips else count, patches)
 
   student = [trained(2 * images, big), trained(crops.locals * images, small)]
   return student, [Crops(2 * images, 2 * images, patches) for patches in (big, gram) if patches]
 
 
-def step_flops(config, shards: int, resolution: int = 0) -> StepFlops:
+def step_flops(config, shards: int, resolution: int = 0, teacher=None) -> StepFlops:
   """The model's matrix products, two operations for a multiplication and its addition.
 
   Student: forward and twice that backward; teacher and Gram teacher: forward. What
-  rematerialisation and chunked losses compute again is not counted.
+  rematerialisation and chunked losses compute again is not counted, nor are a ConvNeXt's depthwise
+  convolutions.
 
   Args:
     config: of the run.
     shards: data shards, each of which rounds its number of skipped rows.
     resolution: which entry of the lists of crop sizes.
+    teacher: settings of a frozen teacher, of which the step then computes the logits alone;
+      `targets_flops` is the rest.
   """
   model, images = config.model, config.train.batch_size
   student, teachers = crops_of_step(config, shards, resolution)
@@ -96,44 +102,95 @@ def step_flops(config, shards: int, resolution: int = 0) -> StepFlops:
   blocks = lambda crops: _blocks(model, crops.patches)
   embed = lambda crops: crops.count * _embed(model, crops.patches)
 
-  patches = student[0].patches
+  patches, features = student[0].patches, width(model)
   masked = shards * masked_count(2 * images // shards, patches, config.masks.probability,
                                  config.masks.ratio)
-  dino, ibot = _head(model.width, config.dino), _head(model.width, config.ibot)
+  dino, ibot = _head(features, config.dino), _head(features, config.ibot)
   rest = 3 * (images * (2 + config.crops.locals) * dino + masked * ibot)
-  rest += 2 * images * dino + masked * ibot
+  if teacher is None:
+    rest += 2 * images * dino + masked * ibot
+  else:
+    teachers = []
+    rest += 2 * images * _logits(teacher.dino) + masked * _logits(teacher.ibot)
   # An image has no gradient, so the embedding's backward pass is one product.
   rest += 2 * sum(map(embed, student)) + sum(map(embed, teachers))
   rest += sum(crops.count * blocks(crops) for crops in teachers)
   if config.gram.teacher != "none":
     shared = 1 if config.gram.image_level else 2 * images // shards
-    rest += 4 * 2 * images * 2 * patches**2 * shared * model.width
+    rest += 4 * 2 * images * 2 * patches**2 * shared * features
   full = 3 * sum(crops.count * blocks(crops) for crops in student)
   executed = 3 * sum(crops.kept * blocks(crops) for crops in student)
   return StepFlops(float(full + rest), float(executed + rest))
 
 
-def flops_by_crops(config, shards: int) -> dict[tuple[int, int, int], StepFlops]:
-  """`step_flops` of every resolution, by the sides of a batch's global, local and Gram crops."""
-  crops, patch = config.crops, config.model.patch_size
-  sizes = zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes)
-  return {tuple(size // patch * patch for size in sides): step_flops(config, shards, i)
-          for i, sides in enumerate(sizes)}
+def targets_flops(config, teacher, resolution: int = 0) -> float:
+  """What a frozen teacher computes for the targets of a step, its heads' last layers left out.
+
+  Args:
+    config: of a student's run.
+    teacher: settings with the sections `model`, `dino` and `ibot`.
+    resolution: which entry of the lists of crop sizes.
+  """
+  patches = (config.crops.global_sizes[resolution] // stride(config.model)) ** 2
+  features = width(teacher.model)
+  dino, ibot = (_head(features, head) - _logits(head) for head in (teacher.dino, teacher.ibot))
+  backbone = _embed(teacher.model, patches) + _blocks(teacher.model, patches)
+  return float(2 * config.train.batch_size * (backbone + dino + patches * ibot))
+
+
+def flops_by_crops(configs: Sequence, shards: int, teacher=None
+                   ) -> dict[tuple[int, int, int], StepFlops]:
+  """What is computed in a step at every resolution, by the sides of a batch's global, local and
+  Gram crops.
+
+  Args:
+    configs: of the runs that take a step each on the same batch.
+    shards: data shards.
+    teacher: settings of the frozen teacher of all of them, if there is one.
+  """
+  crops, patch = configs[0].crops, stride(configs[0].model)
+  result = {}
+  for i, sides in enumerate(zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes)):
+    steps = [step_flops(config, shards, i, teacher) for config in configs]
+    shared = targets_flops(configs[0], teacher, i) if teacher is not None else 0.0
+    result[tuple(size // patch * patch for size in sides)] = StepFlops(
+      sum(step.full for step in steps) + shared, sum(step.executed for step in steps) + shared)
+  return result
 
 
 def _embed(model, patches: int) -> int:
+  if "depths" in model:  # the first of four grids, in patches of 4 pixels
+    return 2 * 64 * patches * 4**2 * model.in_channels * model.dims[0]
   return 2 * patches * model.patch_size**2 * model.in_channels * model.width
 
 
 def _blocks(model, patches: int) -> int:
   """Forward through all blocks, for one crop."""
+  if "depths" in model:
+    return _stages(model, patches)
   tokens = patches + 1 + model.storage_tokens
   hidden = hidden_width(model.ffn, model.width, model.ffn_ratio, model.ffn_align)
   matrices = 4 * model.width + (2 if model.ffn == "mlp" else 3) * hidden
   return model.depth * 2 * tokens * model.width * (matrices + 2 * tokens)
 
 
-def _head(width: int, head) -> int:
+def _stages(model, patches: int) -> int:
+  """Forward through a ConvNeXt after its stem; a stage halves the sides of the one before."""
+  total, before = 0, None
+  for i, (depth, features) in enumerate(zip(model.depths, model.dims)):
+    places = patches * (8 >> i) ** 2
+    total += depth * places * 2 * 2 * 4 * features**2
+    total += places * 2 * 4 * before * features if before else 0
+    before = features
+  return total
+
+
+def _logits(head) -> int:
+  """A head's last layer, for one row."""
+  return 2 * head.bottleneck * head.prototypes
+
+
+def _head(features: int, head) -> int:
   """Forward through a head, logits included, for one row."""
-  widths = [width, *[head.hidden] * (head.layers - 1), head.bottleneck, head.prototypes]
+  widths = [features, *[head.hidden] * (head.layers - 1), head.bottleneck, head.prototypes]
   return sum(2 * math.prod(pair) for pair in itertools.pairwise(widths))

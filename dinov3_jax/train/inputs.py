@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from dinov3_jax.data.crops import MultiCrop
 from dinov3_jax.data.pipeline import Pipeline, make_pipeline
 from dinov3_jax.data.sources import Source
+from dinov3_jax.models.variants import stride
 from dinov3_jax.train import sharding
 from dinov3_jax.train.images import open_images
 
@@ -44,7 +45,7 @@ def open_pipeline(config: ConfigDict, source: Source, mesh: Mesh) -> Pipeline:
   shared = ("locals", "global_scale", "local_scale", "horizontal_flip", "color_strength",
             "share_color_jitter", "locals_from_globals", "gram_distortions")
   multi_crops = [
-    MultiCrop(*sizes, patch_size=config.model.patch_size, **{key: crops[key] for key in shared})
+    MultiCrop(*sizes, patch_size=stride(config.model), **{key: crops[key] for key in shared})
     for sizes in zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes)]
   return make_pipeline(
     source, multi_crops, crops.size_weights, config.train.batch_size,

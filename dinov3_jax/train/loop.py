@@ -6,18 +6,19 @@ import json
 import logging
 import signal
 import time
-from typing import Any
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from dinov3_jax import console, signals
-from dinov3_jax.train import checkpoint, compiler, hooks, processes, sharding
+from dinov3_jax.train import checkpoint, compiler, processes, sharding
+from dinov3_jax.train.course import Course, Pause
 from dinov3_jax.train.durable import write_text
-from dinov3_jax.train.flops import CHIPS, flops_by_crops
+from dinov3_jax.train.family import Family, prepare
+from dinov3_jax.train.flops import flops_by_crops
 from dinov3_jax.train.inputs import fetch
-from dinov3_jax.train.prepare import Run, lock, prepare, restore
+from dinov3_jax.train.prepare import Run, lock, restore
 from dinov3_jax.train.stability import Stability
 from dinov3_jax.train.state import TrainState, init_state
 from dinov3_jax.train.watching import make_watching
@@ -26,8 +27,9 @@ from dinov3_jax.train.writer import Writer
 log = logging.getLogger(__name__)
 
 
-def train(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> TrainState:
-  """Trains, or goes on where the run in `workdir` left off, and returns the last state.
+def train(config: ConfigDict, workdir: epath.PathLike, profile: int = 0
+          ) -> TrainState | dict[str, TrainState]:
+  """Trains, or goes on where the run in `workdir` left off, and returns what `run` returns.
 
   Where nobody has set up logging, progress is printed; compiled programs are kept in a cache.
 
@@ -45,11 +47,14 @@ def train(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Trai
   return run(prepare(config, workdir, profile))
 
 
-def run(run: Run) -> TrainState:
+def run(run: Run | Family) -> TrainState | dict[str, TrainState]:
   """Trains until the last step, or until Ctrl-C, SIGTERM or SIGHUP, and saves the state.
 
   Whatever else ends it on the host's side, such as data that cannot be read any more, is raised
   after the state was saved. `run.stopped` is the number of the signal that ended it.
+
+  Returns:
+    The last state; of a family, those of all students by name.
 
   Raises:
     FloatingPointError: more than `config.train.max_skipped_steps` steps in a row were not finite,
@@ -59,145 +64,143 @@ def run(run: Run) -> TrainState:
     Locked: another process trains in the run's folder.
     DamagedCheckpoint: there are checkpoints, but none is whole.
   """
+  runs = run.runs if isinstance(run, Family) else [run]
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(signals.Noted(
       "saving, then stopping; once more to stop at once, without saving"))
     if jax.process_index() == 0:
-      stack.enter_context(lock(run.workdir))
+      for folder in dict.fromkeys([run.workdir, *(each.workdir for each in runs)]):
+        stack.enter_context(lock(folder))
     stack.callback(run.pipeline.close)
-    settings = run.config.checkpoint
     born = time.perf_counter()
-    state = first_state(run)
-    describe(run)
-    watching, past = make_watching(run)
-    stack.enter_context(contextlib.closing(watching))
-    if jax.process_index() == 0:
-      save_config(run.config, run.workdir)
-    writer = stack.enter_context(Writer(
-      run.workdir, settings.keep, settings.keep_every, verify=settings.verify,
-      stop_on_error=settings.on_error == "stop"))
-    stability = Stability(run.config.train.max_skipped_steps, past)
-    state, saved, failure = steps(run, state, stop, watching, writer, stability, born)
-  tell_end(run, int(state.step), saved and writer.failed is None, failure or writer.failed)
-  return state
+    if isinstance(run, Family):
+      run.restore()
+    courses = [start(each, stack) for each in runs]
+    failure = steps(run, courses, stop, born)
+  for course in courses:
+    tell_end(course, run.stopped, failure)
+  failure = failure or next(filter(None, (course.writer.failed for course in courses)), None)
+  if failure is not None:
+    raise failure
+  if isinstance(run, Family):
+    return {each.workdir.name: course.state for each, course in zip(runs, courses)}
+  return courses[0].state
 
 
-def steps(run: Run, state: TrainState, stop: signals.Noted, watching, writer: Writer,
-          stability: Stability, born: float) -> tuple[TrainState, bool, Exception | None]:
-  """All steps of a run: the last state, whether it was saved, and what ended them early, if so."""
-  config, last = run.config, run.config.train.steps
+def start(run: Run, stack: contextlib.ExitStack) -> Course:
+  """A run at its first step, or where it was stopped."""
+  state = first_state(run)
+  describe(run)
+  watching, past = make_watching(run)
+  stack.enter_context(contextlib.closing(watching))
+  if jax.process_index() == 0:
+    save_config(run.config, run.workdir)
+  settings = run.config.checkpoint
+  writer = stack.enter_context(Writer(
+    run.workdir, settings.keep, settings.keep_every, verify=settings.verify,
+    stop_on_error=settings.on_error == "stop"))
+  return Course(run, state, watching, writer, Stability(run.config.train.max_skipped_steps, past))
+
+
+def steps(run: Run | Family, courses: list[Course], stop: signals.Noted, born: float
+          ) -> Exception | None:
+  """All steps, each of them one of every course on the same batch; what ended them early, if so."""
   clock = time.perf_counter
-  interval = make_interval(config)
-  flops = flops_by_crops(config, sharding.data_shards(run.mesh))
-  failure, saving_is_due = None, False
+  flops = flops_by_crops([course.run.config for course in courses],
+                         sharding.data_shards(run.mesh), run.teacher and run.teacher.config)
+  failure, is_first = None, True
   (batch, position), run.first = run.first, None
-  watching.observe(run.start, state)  # of a restart, too, if it was killed before this was done
-  for step in range(run.start + 1, last + 1):
+  active = [course for course in courses if not course.is_done]
+  while active and failure is None and not run.stopped:
     sides = tuple(batch[name].shape[2] if name in batch else 0
                   for name in ("global_crops", "local_crops", "gram_crops"))
-    state, metrics = run.train_step(state, batch)
-    began, following = clock(), None
+    batch = run.with_targets(batch)
+    for course in active:
+      course.take_step(batch)
+    began, following = clock(), (None, None)
+    last = all(course.is_done for course in active)
     try:
-      following = fetch(run.pipeline, run.mesh) if step < last else (None, None)
-    except Exception as error:  # the state is good, whatever has become of the data
+      following = (None, None) if last else fetch(run.pipeline, run.mesh)
+    except Exception as error:  # the states are good, whatever has become of the data
       failure = error
-    interval.add(metrics, waited=clock() - began, flops=flops[sides])
-    try:
-      stability(step, metrics)
-    except FloatingPointError as error:
-      raise FloatingPointError(f"{error}; {advice(run, writer, stability)}") from None
-    if step == run.start + 1:
-      jax.block_until_ready(metrics)
+    waited = clock() - began
+    broken = {}
+    for course in active:
+      with noted(course, broken):
+        course.look(waited, flops[sides])
+    if is_first:
+      for course in active:
+        course.wait()
       log.info("compiled, and did the first step, in %.1f s", clock() - born)
-      interval.restart_clock()  # compiling is no measure of speed
+      for course in active:
+        course.interval.restart_clock()  # compiling is no measure of speed
+      is_first = False
 
-    logs = step % config.log_every == 0
-    values = interval.means() if logs or step == last else {}
-    began = clock()
-    watching.record(step, values)
-    run.stopped, timed = agree(run, stop, writer, logs)
-    ending = step == last or bool(run.stopped) or failure is not None
-    saving_is_due |= step % config.checkpoint.every == 0 or timed or ending
-    writer.poll()
-    if saving_is_due:
-      saving_is_due = not save(run, step, state, position, watching, writer, stability, ending)
-    watching.observe(step, state)
-    if not ending and jax.process_count() == 1 and stop.number:  # while that was done
-      run.stopped, ending = stop.number, True
-      saving_is_due = step not in writer.steps() and not save(
-        run, step, state, position, watching, writer, stability, ending)
-    if ending:
-      if saving_is_due and failure is None:
-        failure = FloatingPointError(
-          f"the state after step {step} is not saved: since step {stability.since}, "
-          f"{stability.why}; {advice(run, writer, stability)}")
-      break
-    interval.exclude(clock() - began)
+    whole = [course for course in active if course not in broken]
+    for course in whole:
+      course.measure()
+    with Pause(active):
+      for course in whole:
+        course.record()
+      run.stopped, timed = agree(active, stop)
+      ending = bool(run.stopped or broken) or failure is not None
+      for course in whole:
+        with noted(course, broken):
+          course.save_and_observe(run.position(position), timed, ending or course.is_done)
+      if not ending and jax.process_count() == 1 and stop.number and not last:
+        run.stopped = stop.number  # it came while that was done
+      if (run.stopped or broken) and not ending:
+        for course in whole:
+          if course not in broken and not course.is_done:
+            with noted(course, broken):
+              course.save_at_once(run.position(position))
+    failure = failure or next(iter(broken.values()), None)
+    for course in active:
+      if (course.is_done or run.stopped) and course.saving_is_due and failure is None:
+        failure = course.not_saved()
+    active = [course for course in active if not course.is_done]
     batch, position = following
-  writer.wait()
-  return state, not saving_is_due, failure
+  for course in courses:
+    course.writer.wait()
+  return failure
 
 
-def save(run: Run, step: int, state: TrainState, position: Any, watching, writer: Writer,
-         stability: Stability, ending: bool) -> bool:
-  """Saves the state unless it is far outside its past; whether it did.
-
-  At the end of a run only what has been outside for long is held back: one spike is no reason to
-  lose the steps before it.
-  """
+@contextlib.contextmanager
+def noted(course: Course, broken: dict[Course, Exception]):
+  """Notes the error that ends a run, so that those beside it can be saved first."""
   try:
-    stability.look()
-  except FloatingPointError as error:
-    raise FloatingPointError(f"{error}; {advice(run, writer, stability)}") from None
-  if stability.rising or (stability.since is not None and not ending):
-    return False
-  watching.flush()  # what was recorded up to a step outlives a kill if its checkpoint does
-  return writer.save(step, state, position, run.config)
+    yield
+  except (FloatingPointError, OSError) as error:
+    course.saving_is_due = True
+    broken[course] = error
 
 
-def agree(run: Run, stop: signals.Noted, writer: Writer, logs: bool) -> tuple[int, bool]:
+def agree(courses: list[Course], stop: signals.Noted) -> tuple[int, bool]:
   """The signal that asks to stop, 0 without, and whether a checkpoint is due by time.
 
   Processes must not part: with several, both wait for a step that logs, at which all ask for it.
   """
-  minutes = run.config.checkpoint.minutes
-  timed = bool(minutes) and writer.seconds >= 60 * minutes
+  minutes = courses[0].run.config.checkpoint.minutes
+  timed = bool(minutes) and max(course.writer.seconds for course in courses) >= 60 * minutes
   if jax.process_count() == 1:
     return stop.number, timed
-  if not logs:
+  if not any(course.logs for course in courses):
     return 0, False
   both = processes.greatest(2 * stop.number + timed)
   return both // 2, bool(both % 2)
 
 
-def advice(run: Run, writer: Writer, stability: Stability) -> str:
-  """What is known of the checkpoints of a run that no longer learns, and what to do."""
-  before = [step for step in writer.steps() if stability.since is None or step < stability.since]
-  newest = (f"the newest checkpoint from before step {stability.since} is "
-            f"{run.workdir / checkpoint.FOLDER / str(before[-1])}" if before else
-            "there is no checkpoint from before that")
-  return f"{newest}: lower the learning rate, or look at the data"
-
-
-def tell_end(run: Run, done: int, saved: bool, failure: Exception | None):
-  """Logs how a run has ended, or raises the error that ended it."""
+def tell_end(course: Course, stopped: int, failure: Exception | None):
+  """Logs how a run has ended."""
   if failure is not None:
-    if saved:
-      log.info("the state after step %d is saved; the same command goes on from there", done)
-    raise failure
-  if run.stopped:
+    if not course.saving_is_due and course.writer.failed is None:
+      log.info("the state after step %d is saved; the same command goes on from there",
+               course.step)
+  elif stopped and not course.is_done:
     log.info("stopped by %s after step %d; the same command goes on from there",
-             signal.Signals(run.stopped).name, done)
+             signal.Signals(stopped).name, course.step)
   else:
-    log.info("%s has its %d steps", run.workdir, done)
-
-
-def make_interval(config: ConfigDict) -> hooks.Interval:
-  """What measures the speed on these devices."""
-  chip = CHIPS.get(jax.devices()[0].device_kind)
-  return hooks.Interval(config.train.batch_size,
-                        jax.device_count() / (chip.devices if chip else 1),
-                        chip.flops if chip else None)
+    log.info("%s has its %d steps", course.run.workdir, course.step)
 
 
 def describe(run: Run):
@@ -214,7 +217,7 @@ def describe(run: Run):
 def first_state(run: Run) -> TrainState:
   """The state to go on from: restored, or fresh with every array born on its own shard."""
   if run.folder is not None:
-    state = restore(run)
+    state, run.restored = restore(run) if run.restored is None else run.restored, None
     log.info("going on from %s", run.folder)
     for change in checkpoint.changes(run.folder, run.config):
       log.info("changed since then: %s", change)

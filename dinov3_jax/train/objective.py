@@ -13,6 +13,7 @@ from dinov3_jax.losses.koleo import koleo_loss
 from dinov3_jax.losses.prototypes import prototype_cross_entropy, sinkhorn_scales_from_bottleneck
 from dinov3_jax.losses.usage import cls_patch_cosine, prototype_usage
 from dinov3_jax.models import partition
+from dinov3_jax.models.variants import stride
 
 HEADS = ("dino", "ibot")
 
@@ -57,6 +58,12 @@ def merge(graph: nnx.GraphDef, params: dict, layout: dict | None, dtype: jnp.dty
   return nnx.merge(graph, parts)
 
 
+def forward(graph: nnx.GraphDef, params: dict, layout: dict | None, dtype: jnp.dtype,
+            *crops: jax.Array, **options) -> tuple[dict, dict | None]:
+  """`forward_crops` of a backbone, ViT or ConvNeXt, with these parameters; see `merge`."""
+  if "blocks" in params:
+    options["layout"] = layout and layout["blocks"]
+  return merge(graph, params, layout, dtype).forward_crops(*crops, **options)
 def zeros_unless(condition: jax.Array, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
   """`f`; where a condition does not hold, zeros in place of its result, without its cost."""
 
@@ -67,6 +74,12 @@ def zeros_unless(condition: jax.Array, f: Callable[[Any], Any]) -> Callable[[Any
   return either
 
 
+class Frozen(NamedTuple):
+  """Of a frozen teacher's head what a step needs: the last layer's `kernel` [d, K]."""
+
+  kernel: jax.Array
+
+
 class Objective(NamedTuple):
   """The losses of a step, in the order in which they are computed.
 
@@ -74,7 +87,7 @@ class Objective(NamedTuple):
   `balance` the rows of all of them.
 
   Attributes:
-    heads: `(teacher) -> heads`, the teacher's heads as modules.
+    heads: `(teacher) -> heads`, the teacher's heads as modules, of a frozen one as `Frozen`.
     look: `(teacher, heads, batch) -> rows`, a dict: the teacher's bottlenecks `dino` [B, 2, d] and
       `ibot` [S * M, 1, d'], its patch features `patches` [B * 2, N, D] where the Gram loss takes
       them (else None), and `cls_patch_cosine`. No gradient flows through them.
@@ -111,6 +124,11 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
   `values` holds this step's schedules and `key` the student's randomness. Gradients flow to the
   student alone; parameters and images are cast to the computation's dtype, losses are float32.
 
+  A batch with `targets`, the rows that `targets.make_targets` makes, is for distillation: `teacher`
+  is then `{"prototypes": {"dino_head", "ibot_head"}}`, the frozen teacher's last layers, and the
+  student sees all patches; the masks only choose those that iBOT compares (paper, section 5; so in
+  the reference).
+
   With a `layout`, the parameters' `PartitionSpec`s, it runs under `jax.shard_map` over
   `partition.DATA_AXES`. Its batch and losses are then those of one shard (the losses of all are
   their mean) but for Sinkhorn, which sees all samples; the gradients are already averaged. The
@@ -118,6 +136,7 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
   """
   dtype = jnp.dtype(config.train.dtype)
   crops, gram, chunks = config.crops, config.gram, config.train.prototype_chunks
+  patch = stride(config.model)
   global_pairs = 2 if config.dino.ignore_diagonal else 4
   local_pairs = 2 * crops.locals
   global_share = global_pairs / (global_pairs + local_pairs)
@@ -126,28 +145,40 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
   def network(params, name):
     return merge(graphs[name], params[name], layout and layout[name], dtype)
 
-  def forward(params, *crops, **options):
-    blocks = layout and layout["backbone"]["blocks"]
-    return network(params, "backbone").forward_crops(*crops, layout=blocks, **options)
+  def backbone(params, *crops, **options):
+    return forward(graphs["backbone"], params["backbone"], layout and layout["backbone"], dtype,
+                   *crops, **options)
 
   def heads(teacher):
+    if "prototypes" in teacher:
+      return {name: Frozen(partition.whole(
+        teacher["prototypes"][f"{name}_head"],
+        layout and layout[f"{name}_head"]["last_layer"]["kernel"], dtype)) for name in HEADS}
     return {name: network(teacher, f"{name}_head") for name in HEADS}
 
   def kernel(head):
-    return head.last_layer.kernel[...]
+    return head.kernel if isinstance(head, Frozen) else head.last_layer.kernel[...]
 
-  def masked(tokens, batch):
-    return gather_masked(tokens["patches"], batch["mask_indices"])[:, None]
+  def masked(patches, batch):
+    return gather_masked(patches, batch["mask_indices"])[:, None]
 
   def global_images(batch):
     return normalise(batch["global_crops"], crops.mean, crops.std, dtype)
 
   def look(teacher, heads, batch):
     images = batch["global_crops"].shape[0]
-    tokens, _ = forward(teacher, global_images(batch))
+    if "targets" in batch:
+      if gram.teacher != "none":
+        raise ValueError("a Gram teacher and a teacher to distil exclude each other: set "
+                         "gram.teacher=none")
+      cls, patches = batch["targets"]["cls"], batch["targets"]["patches"]
+      patches = patches.reshape(2 * images, *patches.shape[2:])
+      return dict(dino=cls, ibot=masked(patches, batch), patches=None, cls_patch_cosine=None)
+    tokens, _ = backbone(teacher, global_images(batch))
     cls = tokens["cls"].reshape(images, 2, -1)
     return jax.lax.stop_gradient(dict(
-      dino=heads["dino"].bottleneck(cls), ibot=heads["ibot"].bottleneck(masked(tokens, batch)),
+      dino=heads["dino"].bottleneck(cls), ibot=heads["ibot"].bottleneck(
+        masked(tokens["patches"], batch)),
       patches=tokens["patches"] if gram.teacher == "ema" else None,
       cls_patch_cosine=cls_patch_cosine(tokens["cls"], tokens["patches"])))
 
@@ -164,8 +195,10 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
       scales[name] = u, v.reshape(rows[name].shape[:-1])
     samples = rows["dino"].reshape(-1, rows["dino"].shape[-1])
     usage = prototype_usage(samples, kernel(heads["dino"]), temperature, **options["dino"])
-    return scales, dict(cls_patch_cosine=jnp.mean(rows["cls_patch_cosine"]),
-                        prototype_entropy=usage[0], prototype_use=usage[1])
+    metrics = dict(prototype_entropy=usage[0], prototype_use=usage[1])
+    if rows["cls_patch_cosine"] is not None:  # of a frozen teacher it says nothing about the run
+      metrics["cls_patch_cosine"] = jnp.mean(rows["cls_patch_cosine"])
+    return scales, metrics
 
   def cross_entropy(student, heads, name, student_rows, teacher_rows, scales, weights, temperature):
     """Student [B, S, D] against the targets of teacher [B, T, d]: [S, T], each summed over B."""
@@ -179,8 +212,8 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
     if gram.teacher == "ema":
       return teacher_patches
     images = normalise(batch["gram_crops"], crops.mean, crops.std, dtype)
-    patches = forward(gram_teacher, images)[0]["patches"]
-    sides = [side // config.model.patch_size for side in images.shape[1:3]]
+    patches = backbone(gram_teacher, images)[0]["patches"]
+    sides = [side // patch for side in images.shape[1:3]]
     patches = patches.reshape(len(patches), *sides, -1)
     return bicubic_downsample(patches, grid).reshape(len(patches), np.prod(grid), -1)
 
@@ -210,12 +243,14 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
     shards = batch["mask_indices"].shape[0]
     global_crops = global_images(batch)
     local_crops = normalise(batch["local_crops"], crops.mean, crops.std, dtype)
-    grid = [side // config.model.patch_size for side in global_crops.shape[1:3]]
+    grid = [side // patch for side in global_crops.shape[1:3]]
     per_image = lambda x: x.reshape(images, -1, x.shape[-1])
     temperature = values["teacher_temp"]
 
-    tokens, local_tokens = forward(student, global_crops, local_crops, masks, key=key,
-                                   shards=shards, remat=config.train.remat)
+    # A distilled student sees all patches (paper, section 5; so in the reference).
+    tokens, local_tokens = backbone(
+        student, global_crops, local_crops, None if "targets" in batch else masks, key=key,
+        shards=shards, remat=config.train.remat)
 
     global_cls = per_image(tokens["cls"])
     dino = cross_entropy(
@@ -224,7 +259,7 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
         jnp.ones(images), temperature) / images
     diagonal = jnp.trace(dino[:2]) if config.dino.ignore_diagonal else 0.0
     ibot = cross_entropy(
-        student, heads, "ibot", masked(tokens, batch), rows, scales,
+        student, heads, "ibot", masked(tokens["patches"], batch), rows, scales,
         batch["mask_weights"].reshape(-1), temperature)
     koleo = [koleo_loss(crop, config.koleo.group, config.koleo.topk)
              for crop in jnp.moveaxis(global_cls, 1, 0) if config.koleo.weight]

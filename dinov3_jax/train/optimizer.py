@@ -35,6 +35,8 @@ def param_groups(params: Params, *, layerwise_decay: float, patch_embed_lr_mult:
   Block i of L learns at `layerwise_decay ** (L - i)`, the tokens and the patch embedding at
   `layerwise_decay ** (L + 1)`, the latter times `patch_embed_lr_mult`; norms after the blocks and
   the heads at 1. Biases, norms and LayerScale are not decayed; tokens are, as in the reference.
+  A ConvNeXt learns at one rate everywhere, whatever the settings say, and the norms between its
+  stages are decayed; this, too, is the reference's.
   """
 
   def group(path, param):
@@ -46,11 +48,13 @@ def param_groups(params: Params, *, layerwise_decay: float, patch_embed_lr_mult:
     elif module == "backbone" and first == "blocks":
       lr = layerwise_decay ** np.arange(depth, 0, -1, dtype=np.float32)
       lr = lr.reshape(-1, *[1] * (param.ndim - 1))
-    decayed = names[-1] not in ("bias", "gamma") and not any("norm" in name for name in names)
+    is_norm = any("norm" in name for name in names) and first != "downsample"
+    decayed = names[-1] not in ("bias", "gamma") and not is_norm
     mult = dino_head_wd_mult if module == "dino_head" else 1.0
     return ParamGroup(lr, mult if decayed else 0.0, "last_layer" in names)
 
-  depth = len(jax.tree.leaves(params["backbone"]["blocks"])[0])
+  blocks = jax.tree.leaves(params["backbone"].get("blocks"))
+  depth = len(blocks[0]) if blocks else 0
   return jax.tree_util.tree_map_with_path(group, params)
 
 

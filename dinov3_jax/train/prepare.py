@@ -19,8 +19,11 @@ from dinov3_jax.train.checkpoint import DamagedCheckpoint
 from dinov3_jax.train.images import open_images
 from dinov3_jax.train.inputs import Batch, fetch, open_held_out, open_pipeline
 from dinov3_jax.train.settings import check_settings
-from dinov3_jax.train.state import TrainState, init_state
+from dinov3_jax.train.state import Params, TrainState, init_state
 from dinov3_jax.train.step import make_train_step
+from dinov3_jax.train.targets import check_student, make_targets
+from dinov3_jax.train.teacher import Found, Teacher
+from dinov3_jax.train.teacher import find as find_teacher
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,9 @@ class Run:
     folder: of the checkpoint that it goes on from, None for a fresh start.
     damaged: newer checkpoints that cannot be trusted.
     profile: the first of the steps to trace; 0: none.
+    teacher: the frozen one that it learns from; None: an average of its own.
+    targets: what that teacher makes of a batch; None without one.
+    restored: the state to go on from, where it has been read already.
     stopped: the number of the signal that ended it; 0: none.
   """
 
@@ -50,12 +56,23 @@ class Run:
   folder: epath.Path | None
   damaged: list[DamagedCheckpoint]
   profile: int = 0
+  teacher: Teacher | None = None
+  targets: Callable[[Params, Batch], Batch] | None = None
+  restored: TrainState | None = None
   stopped: int = 0
 
   @property
   def start(self) -> int:
     """Steps done before."""
     return 0 if self.folder is None else int(self.folder.name)
+
+  def with_targets(self, batch: Batch) -> Batch:
+    """A batch as the step takes it: with what the frozen teacher makes of it, if there is one."""
+    return with_targets(batch, self.teacher, self.targets)
+
+  def position(self, position: Any) -> Any:
+    """What a checkpoint should keep of the position in the data stream."""
+    return position
 
 
 def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Run:
@@ -83,20 +100,79 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
     with lock(workdir):  # to refuse it now; the run takes it again
       pass
 
+  found = find_teacher(**config.distill.to_dict())
+  if found is not None:
+    check_student(config, found.config)
   abstract_state = sharding.abstract_state(mesh, functools.partial(init_state, config))
-  memory = mesh.local_devices[0].memory_stats() or {}
-  sharding.check_memory(abstract_state, memory.get("bytes_limit"))
+  check_memory(mesh, config, [abstract_state], found)
   folder, position, damaged = find(config, workdir, abstract_state)
   if folder is None:
     checkpoint.check_start(config, abstract_state)
   else:
     pipeline.set_state(position)
 
+  teacher, targets = read_teacher(found, config, mesh, [folder])
+  config = with_digest(config, teacher)
   first = fetch(pipeline, mesh)
-  train_step = jit_step(config, mesh, abstract_state)
-  train_step.trace(abstract_state, first[0])  # for its errors; the first step takes up the trace
+  train_step = traced_step(config, mesh, abstract_state, first[0], teacher, targets)
   return Run(config, workdir, source, open_held_out(config), pipeline, mesh, abstract_state,
-             train_step, first, folder, damaged, profile)
+             train_step, first, folder, damaged, profile, teacher, targets)
+
+
+def check_memory(mesh: Mesh, config: ConfigDict, states: list[TrainState], found: Found | None):
+  """Raises a ValueError if the states, and the teacher, alone take more than the devices have."""
+  memory = mesh.local_devices[0].memory_stats() or {}
+  frozen = None if found is None else found.abstract(mesh, config.train.dtype)
+  sharding.check_memory((states, frozen), memory.get("bytes_limit"))
+
+
+def read_teacher(found: Found | None, config: ConfigDict, mesh: Mesh,
+                 folders: list[epath.Path | None]
+                 ) -> tuple[Teacher | None, Callable[[Params, Batch], Batch] | None]:
+  """The frozen teacher, and the compiled function that makes targets of it; None without one.
+
+  Args:
+    found: of `config.distill`.
+    config: of a run.
+    mesh: of the devices.
+    folders: of the checkpoints that are gone on from, which all must have learned from it.
+
+  Raises:
+    ValueError: it is not the teacher that a checkpoint or the settings name.
+    OSError: it cannot be read.
+  """
+  if found is None:
+    return None, None
+  before = [checkpoint.stored_config(folder).get("distill", {}).get("digest", "")
+            for folder in folders if folder is not None]
+  found.expected = tuple(filter(None, [*found.expected, *before]))
+  options = compiler.options(mesh.devices.flat[0].platform)
+  return found.read(mesh, config.train.dtype), jax.jit(
+    make_targets(config, found.config, mesh), compiler_options=options)
+
+
+def with_digest(config: ConfigDict, teacher: Teacher | None) -> ConfigDict:
+  """The settings, with the digest of the teacher, as checkpoints keep them."""
+  if teacher is None:
+    return config
+  config = config.copy_and_resolve_references()
+  config.distill.digest = teacher.digest
+  return config
+
+
+def with_targets(batch: Batch, teacher: Teacher | None, targets: Callable | None) -> Batch:
+  """A batch, and the targets of the teacher where there is one."""
+  return batch if teacher is None else batch | dict(targets=targets(teacher.params, batch))
+
+
+def traced_step(config: ConfigDict, mesh: Mesh, abstract_state: TrainState, batch: Batch,
+                teacher: Teacher | None, targets: Callable | None) -> Callable:
+  """The step, traced for its errors; the first step takes up the trace."""
+  step = jit_step(config, mesh, abstract_state)
+  if teacher is not None:
+    batch = batch | dict(targets=jax.eval_shape(targets, teacher.params, batch))
+  step.trace(abstract_state, batch)
+  return step
 
 
 def find(config: ConfigDict, workdir: epath.Path, abstract_state: TrainState,
@@ -127,13 +203,18 @@ def find(config: ConfigDict, workdir: epath.Path, abstract_state: TrainState,
     except DamagedCheckpoint as error:
       damaged.append(error)
       continue
-    if int(folder.name) > config.train.steps:
-      raise ValueError(f"{workdir} has done {int(folder.name):,} steps, more than train.steps="
-                       f"{config.train.steps:,}: set more, or choose another --workdir")
+    check_steps(folder, workdir, config)
     return folder, position, damaged
   if damaged:
     raise none_is_whole(damaged)
   return None, None, damaged
+
+
+def check_steps(folder: epath.Path, workdir: epath.Path, config: ConfigDict):
+  """Raises a ValueError if a checkpoint has more steps than the run shall have."""
+  if int(folder.name) > config.train.steps:
+    raise ValueError(f"{workdir} has done {int(folder.name):,} steps, more than train.steps="
+                     f"{config.train.steps:,}: set more, or choose another --workdir")
 
 
 def none_is_whole(damaged: list[DamagedCheckpoint]) -> DamagedCheckpoint:
@@ -175,15 +256,16 @@ def restore(run: Run) -> TrainState:
   if jax.process_index() == 0:
     for error in run.damaged:
       log.error("%s; it is left aside as %s, and the run goes on from step %d", error,
-                _set_aside(error.folder), run.start)
+                set_aside(error.folder), run.start)
   if jax.process_count() > 1:
     processes.greatest(0)  # nobody writes before the damaged ones are out of the way
   run.damaged = []
   return state
 
 
-def _set_aside(folder: epath.Path) -> str:
-  name = aside = f"{folder.name}.damaged"
+def set_aside(folder: epath.Path, why: str = "damaged") -> str:
+  """Gives a checkpoint another name, beside its own, and returns that."""
+  name = aside = f"{folder.name}.{why}"
   count = 1
   while (folder.parent / aside).exists():
     count += 1

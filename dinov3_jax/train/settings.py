@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from dinov3_jax.models.variants import stride
 from dinov3_jax.train.schedules import misfits
 from dinov3_jax.train.state import has_gram_teacher
 
@@ -39,7 +40,7 @@ def check_settings(config: ConfigDict):
   """Raises a ValueError, one line, for settings that no other part of the code refuses in time."""
   problems = list(_no_numbers(config)) or [
     *_out_of_range(config), *_unknown(config), *_crops(config), *_gram(config),
-              *_schedules(config)]
+    *_schedules(config), *_distillation(config)]
   if problems:
     raise ValueError("; ".join(problems))
   has_gram_teacher(config)
@@ -47,6 +48,11 @@ def check_settings(config: ConfigDict):
 
 def _get(config: ConfigDict, key: str):
   return functools.reduce(getattr, key.split("."), config)
+
+
+def _there(config: ConfigDict, key: str) -> bool:
+  """Whether there is such a setting; a ConvNeXt has not all those of a ViT."""
+  return not key.startswith("model.") or key.split(".")[1] in config.model
 
 
 def _no_numbers(config: ConfigDict) -> Iterator[str]:
@@ -72,7 +78,7 @@ def _out_of_range(config: ConfigDict) -> Iterator[str]:
       (NOT_NEGATIVE, lambda x: x >= 0, "must not be negative"),
       (SHARES, lambda x: 0 <= x <= 1, "must be a share from 0 to 1"),
       (BELOW_ONE, lambda x: 0 <= x < 1, "must be at least 0 and below 1")):
-    for key in keys:
+    for key in filter(functools.partial(_there, config), keys):
       if not fits(_get(config, key)):
         yield f"{key} {said}, not {_get(config, key)}"
   if not config.optim.clip > 0:
@@ -91,8 +97,20 @@ def _unknown(config: ConfigDict) -> Iterator[str]:
     yield f"model.in_channels must be 3, not {config.model.in_channels}: the images are RGB"
 
 
+def _distillation(config: ConfigDict) -> Iterator[str]:
+  distill = config.distill
+  if not distill.teacher and (distill.digest or list(config.students)):
+    what = "distill.digest" if distill.digest else "students"
+    yield f"{what} without a teacher: set distill.teacher to a run's folder or a file with heads"
+  if "depths" in config.model:
+    model = config.model
+    if (len(model.depths), len(model.dims)) != (4, 4) or min(*model.depths, *model.dims) < 1:
+      yield ("a ConvNeXt has four stages, each of a block or more, not model.depths="
+             f"{tuple(model.depths)} and model.dims={tuple(model.dims)}")
+
+
 def _crops(config: ConfigDict) -> Iterator[str]:
-  crops, patch = config.crops, config.model.patch_size
+  crops, patch = config.crops, stride(config.model)
   lists = ("global_sizes", "local_sizes", "gram_sizes", "size_weights")
   if len({len(crops[key]) for key in lists}) > 1 or not crops.size_weights:
     yield f"crops.{', '.join(lists)} must be of one length, an entry a resolution"

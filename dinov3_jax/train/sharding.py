@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from dinov3_jax.data.masks import masked_count
 from dinov3_jax.models import partition
 from dinov3_jax.models.partition import DATA_AXES, path_name, spec_of
+from dinov3_jax.models.variants import stride
 
 RULES = (*partition.RULES, (r"^(step|.*count)$", P()))
 
@@ -155,7 +156,7 @@ def abstract_batch(config, mesh: Mesh, resolution: int = 0) -> dict[str, jax.Sha
   Raises:
     ValueError: the data shards do not divide the images, or the micro-batches a shard's.
   """
-  crops, patch, images = config.crops, config.model.patch_size, config.train.batch_size
+  crops, patch, images = config.crops, stride(config.model), config.train.batch_size
   shards = data_shards(mesh) * config.train.micro_batches  # masks are made for each part
   check_parts(images, data_shards(mesh), config.train.micro_batches)
   big, small, gram = (sizes[resolution] // patch * patch for sizes in (

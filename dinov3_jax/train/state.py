@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 
 from dinov3_jax.models.head import DINOHead
-from dinov3_jax.models.vit import VisionTransformer
+from dinov3_jax.models.variants import build, width
 from dinov3_jax.train.optimizer import make_optimizer, param_groups
 from dinov3_jax.train.schedules import make_schedules
 
@@ -36,9 +36,9 @@ class TrainState:
 
 def make_modules(config, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
   """The student's networks, freshly initialised."""
-  head = lambda c: DINOHead(config.model.width, prototypes=c.prototypes, hidden=c.hidden,
+  head = lambda c: DINOHead(width(config.model), prototypes=c.prototypes, hidden=c.hidden,
                             bottleneck=c.bottleneck, layers=c.layers, rngs=rngs)
-  return {"backbone": VisionTransformer(**config.model.to_dict(), rngs=rngs),
+  return {"backbone": build(config.model.to_dict(), rngs=rngs),
           "dino_head": head(config.dino), "ibot_head": head(config.ibot)}
 
 

@@ -43,6 +43,9 @@ def make_train_step(config, mesh: Mesh | None = None
                     ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The pure step `(state, batch) -> (state, metrics)`; jit it with a donated state.
 
+  A batch with `targets`, of a frozen teacher (see `targets`), makes it a step of distillation; the
+  state's `teacher` is the student's EMA all the same.
+
   On several devices it must know their mesh, or the compiler chooses what to send where.
 
   Everything random in it follows from `config.seed` and `state.step`. A non-finite loss or gradient
@@ -67,8 +70,13 @@ def make_train_step(config, mesh: Mesh | None = None
       copied = copy_ema_if(state.step == copy_at, state.teacher, state.gram_teacher)
       state = state.replace(gram_teacher=copied)
 
-    (loss, metrics), grads = gradients(state.student, state.teacher, state.gram_teacher, batch,
-                                       values, key)
+    teacher = state.teacher
+    if "targets" in batch:
+      rows = dict(batch["targets"])
+      teacher = {"prototypes": rows.pop("prototypes")}
+      batch = batch | dict(targets=rows)
+    (loss, metrics), grads = gradients(state.student, teacher, state.gram_teacher, batch, values,
+                                       key)
     norms = module_norms(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
 
@@ -111,7 +119,11 @@ def make_gradients(config, graphs: dict, shapes: Params, mesh: Mesh | None) -> C
 
   def gradients(student, teacher, gram_teacher, *args):
     gram = gram_teacher and {"backbone": params["backbone"]}
-    specs = (params, params, gram, P(DATA_AXES), P(), P())
+    # A frozen teacher's prototypes, as many as the student's own, are laid out like those.
+    frozen = {"prototypes": {name: params[name]["last_layer"]["kernel"] for name in params
+                             if name != "backbone"}}
+    taught = frozen if "prototypes" in teacher else params
+    specs = (params, taught, gram, P(DATA_AXES), P(), P())
     return on_shards(of_shard, mesh, specs, (P(), params))(student, teacher, gram_teacher, *args)
 
   return gradients

@@ -34,13 +34,19 @@ def open_arrays(path: str | os.PathLike, network: str = "teacher") -> dict[str, 
     ValueError: a file is damaged or of another kind.
     ModuleNotFoundError: a PyTorch file, and no PyTorch.
   """
-  path = find(path)
-  content = _open_shards(path) if path.name.endswith(".index.json") else _open_one(path)
+  path, content = find(path), open_content(path)
   try:
     return {name: x if isinstance(x, np.ndarray) else torch_file.as_numpy(name, x)
             for name, x in unwrap(content, network).items()}
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from error
+
+
+def open_content(path: str | os.PathLike) -> dict[Any, Any]:
+  """What a file holds, or several together, with all that is wrapped around the arrays; arguments
+  and errors as `open_arrays`."""
+  path = find(path)
+  return _open_shards(path) if path.name.endswith(".index.json") else _open_one(path)
 
 
 def find(path: str | os.PathLike) -> pathlib.Path:

@@ -127,14 +127,24 @@ def _from_native(name, path, dtype, mesh, network) -> tuple[Settings, Params]:
   return settings, params[network]["backbone"]
 
 
-def _from_files(name, path, dtype, mesh, network) -> tuple[Settings, Params]:
+def settings_of(path: epath.Path, network: str = "teacher") -> Settings:
+  """The settings of the model in files of weights, as `read` takes them, from `locate`."""
+  return _opened(None, pathlib.Path(path), network)[2]
+
+
+def _opened(name, path, network) -> tuple[dict, naming.Convention, Settings]:
+  """The arrays, not read yet, whose names they have, and the settings of their model."""
   arrays = files.open_arrays(path, network)
   convention = architecture.convention_of(arrays)
   settings = stored_settings.read(files.find(path).parent, convention, arrays)
   if settings is None:
     settings = variant(name).settings if name else architecture.identify(arrays, convention)
   _check_name(name, settings)
-  settings = architecture.with_norms_of(arrays, settings)
+  return arrays, convention, architecture.with_norms_of(arrays, settings)
+
+
+def _from_files(name, path, dtype, mesh, network) -> tuple[Settings, Params]:
+  arrays, convention, settings = _opened(name, path, network)
   _, shapes = architecture.abstract(settings)
   wanted = architecture.entries_of(shapes, convention, settings)
   is_vit = "depths" not in settings

@@ -34,6 +34,9 @@ class Recorder:
   def __getattr__(self, key):
     return self[key] if key in self._config else getattr(self._config, key)
 
+  def __contains__(self, key):
+    return key in self._config
+
   def keys(self):
     return self._config.keys()
 

@@ -4,10 +4,13 @@ import jax
 import jax.extend
 import pytest
 
+from configs import base
+from dinov3_jax.models.variants import stride
 from dinov3_jax.train import sharding
-from dinov3_jax.train.flops import step_flops
-from dinov3_jax.train.state import init_state
+from dinov3_jax.train.flops import flops_by_crops, step_flops, targets_flops
+from dinov3_jax.train.state import abstract_modules, init_state
 from dinov3_jax.train.step import make_train_step
+from dinov3_jax.train.targets import make_targets, teacher_crops
 
 
 def traced_flops(config):
@@ -15,6 +18,11 @@ def traced_flops(config):
   mesh = sharding.make_mesh(config, jax.devices()[:1])
   state = jax.eval_shape(lambda: init_state(config))
   batch = sharding.abstract_batch(config, mesh)
+  return products(jax.make_jaxpr(make_train_step(config))(state, batch))
+
+
+def products(program):
+  """Operations of a program's matrix products."""
 
   def count(jaxpr):
     total = 0
@@ -27,7 +35,7 @@ def traced_flops(config):
       total += inner * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
     return total
 
-  return count(jax.make_jaxpr(make_train_step(config))(state, batch).jaxpr)
+  return count(program.jaxpr)
 
 
 @pytest.fixture
@@ -74,3 +82,42 @@ def test_the_7b_model():
   # the teacher; attention and heads on top.
   tokens = 4096 * (3 * (2 * 261 + 8 * 54) + 2 * 261)
   assert 2 * 6.7e9 * tokens < flops.full < 1.1 * 2 * 6.7e9 * tokens
+
+
+@pytest.fixture
+def convnext(config):
+  with config.unlocked():
+    config.model = base.convnext((1, 2, 1, 1), (32, 48, 64, 96))
+  config.crops.update(global_sizes=(64,), local_sizes=(32,))
+  return config
+
+
+def teacher_of(config):
+  teacher = config.copy_and_resolve_references()
+  with teacher.unlocked():
+    teacher.model = base.get_config().model
+  teacher.model.update(width=96, depth=2, num_heads=4, patch_size=8)
+  teacher.dino.update(hidden=80, bottleneck=24)
+  return teacher
+
+
+@pytest.mark.parametrize("network", ["vit", "convnext"])
+def test_of_a_student_and_of_its_teacher(config, request, network):
+  """Depthwise convolutions, and making the crops smaller, are left out on both sides."""
+  config = request.getfixturevalue("convnext") if network == "convnext" else config
+  teacher = teacher_of(config)
+  mesh = sharding.make_mesh(config, jax.devices()[:1])
+  batch = sharding.abstract_batch(config, mesh)
+  targets = make_targets(config, teacher)
+  params = abstract_modules(teacher)[1]
+  made = jax.eval_shape(targets, params, batch)
+  state = jax.eval_shape(lambda: init_state(config))
+  counted = products(jax.make_jaxpr(make_train_step(config))(state, batch | dict(targets=made)))
+  assert step_flops(config, 1, teacher=teacher).executed == pytest.approx(counted, rel=0.02)
+  crops = jax.ShapeDtypeStruct((32, *batch["global_crops"].shape[2:]), "float32")
+  resizing = jax.make_jaxpr(lambda x: teacher_crops(x, 8, stride(config.model)))(crops)
+  counted = products(jax.make_jaxpr(targets)(params, batch)) - products(resizing)
+  assert targets_flops(config, teacher) == pytest.approx(counted, rel=0.03)
+  (both,) = flops_by_crops([config, config], 1, teacher).values()
+  assert both.full == pytest.approx(2 * step_flops(config, 1, teacher=teacher).full
+                                    + targets_flops(config, teacher))

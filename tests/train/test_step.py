@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dinov3_jax.train import official
 from dinov3_jax.train.optimizer import ParamGroup, param_groups
 from dinov3_jax.train.state import init_state
 from dinov3_jax.train.step import gram_refresh_due, make_train_step
-from dinov3_jax.weights import official
 
 LOSSES = dict(total="loss", dino_local_crops_loss="dino_local_loss",
               dino_global_crops_loss="dino_global_loss", koleo_loss="koleo_loss",

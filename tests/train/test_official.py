@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from dinov3_jax.weights import official
+from dinov3_jax.train import official
 
 
 @pytest.fixture(params=["pretrain", "gram"])
@@ -130,3 +130,22 @@ def test_batch_errors(trajectory):
     official.batch(theirs, 3)
   with pytest.raises(ValueError, match=r"the shards hold \[.*\] masked patches; each must hold"):
     official.batch(theirs, 2)
+
+
+def test_a_teacher_is_read_by_its_official_names(distillation):
+  run = distillation("distill")
+  back = official.state_dict({"teacher": run.teacher})
+  assert set(back) == set(run.teacher_arrays)
+  for name, array in run.teacher_arrays.items():
+    np.testing.assert_array_equal(back[name], array, err_msg=name)
+  lacking = {name: x for name, x in run.teacher_arrays.items() if "ibot_head" not in name}
+  with pytest.raises(ValueError, match=r"missing: teacher\.ibot_head"):
+    official.teacher_params(run.teacher_config, lacking)
+
+
+def test_the_average_of_a_distillation_is_read_where_it_is_stored(distillation):
+  student = distillation("distill").students["student"]
+  average = {name.replace("student.", "model_ema.", 1): 2 * x
+             for name, x in student.arrays.items()}
+  state = official.distilled_state(student.config, student.arrays | average)
+  chex.assert_trees_all_equal(state.teacher, jax.tree.map(lambda x: 2 * x, state.student))

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinov3_jax.train.official_config import config
 from dinov3_jax.train.state import (
-    TrainState,
-    abstract_modules,
-    has_gram_teacher,
-    state_from_params,
+  TrainState,
+  abstract_modules,
+  has_gram_teacher,
+  state_from_params,
 )
 from dinov3_jax.weights.naming import Params, contradictions, flatten, unflatten
-from dinov3_jax.weights.official_config import config
 
-__all__ = ["batch", "config", "state_dict", "train_state"]
+__all__ = ["batch", "config", "distilled_state", "state_dict", "teacher_params", "train_state"]
 
 
 def train_state(config, arrays: Mapping[str, np.ndarray]) -> TrainState:
@@ -36,11 +36,45 @@ def train_state(config, arrays: Mapping[str, np.ndarray]) -> TrainState:
   shapes = {"student": params, "teacher": params}
   if has_gram_teacher(config):
     shapes["gram"] = {"backbone": params["backbone"]}
-  problems = contradictions(arrays, config.model.to_dict())
+  filled = _filled(config, arrays, shapes)
+  return state_from_params(config, filled["student"], filled["teacher"], filled.get("gram"))
+
+
+def distilled_state(config, arrays: Mapping[str, np.ndarray]) -> TrainState:
+  """The state of a student before the first step of a distillation, as `train_state`.
+
+  Args:
+    config: the student's settings.
+    arrays: by official name: `student.` and, in a checkpoint, its average `model_ema.`, which
+      starts as a copy of the student; those of the frozen `teacher.` are left out.
+  """
+  _, params = abstract_modules(config)
+  own = {name: x for name, x in arrays.items() if not name.startswith("teacher.")}
+  average = any(name.startswith("model_ema.") for name in own)
+  shapes = {"student": params} | ({"model_ema": params} if average else {})
+  filled = _filled(config, own, shapes)
+  student = filled["student"]
+  return state_from_params(config, student,
+                           filled.get("model_ema") or jax.tree.map(jnp.copy, student))
+
+
+def teacher_params(config, arrays: Mapping[str, np.ndarray]) -> Params:
+  """The frozen teacher of a distillation, heads included, as `train_state`.
+
+  Args:
+    config: the teacher's own settings.
+    arrays: by official name; those of `teacher.` are taken.
+  """
+  own = {name: x for name, x in arrays.items() if name.startswith("teacher.")}
+  return _filled(config, own, {"teacher": abstract_modules(config)[1]})["teacher"]
+
+
+def _filled(config, arrays: Mapping[str, np.ndarray], shapes: Params) -> Params:
+  settings = config.model.to_dict()
+  problems = [] if "depths" in settings else contradictions(arrays, settings)
   if problems:
     raise ValueError(f"these weights are of another architecture: {'; '.join(problems)}")
-  filled = jax.tree.map(jnp.asarray, unflatten(arrays, shapes))
-  return state_from_params(config, filled["student"], filled["teacher"], filled.get("gram"))
+  return jax.tree.map(jnp.asarray, unflatten(arrays, shapes))
 
 
 def state_dict(params: Params) -> dict[str, np.ndarray]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from configs import base
+from dinov3_jax.train.official import config
 from dinov3_jax.train.schedules import make_schedules
-from dinov3_jax.weights.official import config
 
 EMPTY = dict(dino={}, ibot={}, train={}, student={}, optim={}, crops={}, teacher={})
 OLD_KEYS = dict(lr=None, min_lr=None, weight_decay=None, weight_decay_end=None, warmup_epochs=None)
@@ -274,7 +274,9 @@ def test_no_warning_without_need():
     (dict(gram=dict(remove_neg=True, remove_only_teacher_neg=True)), "exclude each other"),
     (dict(dino=dict(reweight_dino_local_loss=True)), "needs dino.local_loss_weight_schedule"),
     (dict(schedules=dict(lr=schedule(0, 1, 1))), "schedules.weight_decay is missing"),
-    (dict(multidistillation=dict(enabled=True)), "multidistillation is not supported"),
+    (dict(multidistillation=dict(enabled=True, students=[dict(name="a", ranks_range=[0, 1])])),
+     "multidistillation.students are a: say which of them"),
+    (dict(student=dict(arch="convnext_mini")), "is not one of convnext_tiny"),
     (dict(crops=dict(teacher_to_student_resolution_scale=2.0)),
      "crops.teacher_to_student_resolution_scale=2.0 is not supported"),
 ])

@@ -1,13 +1,13 @@
 """The official trainer's YAML settings, translated to ours."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import base
-from dinov3_jax.models.variants import REFERENCE_ARCHITECTURES
+from dinov3_jax.models.variants import REFERENCE_ARCHITECTURES, VARIANTS, stride
 
 # Read by nobody there, or by machinery that has no counterpart here.
 IGNORED = {
@@ -31,6 +31,8 @@ IGNORED = {
 DTYPES = {"fp32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16"}
 NORMS = {"layernorm": ("layernorm", 1e-6), "layernormbf16": ("layernorm", 1e-5),
          "rmsnorm": ("rmsnorm", 1e-5)}
+SWITCHES = ("qkv_bias", "proj_bias", "ffn_bias", "mask_k_bias", "untie_cls_and_patch_norms",
+            "untie_global_and_local_cls_norm")
 
 
 class Section:
@@ -64,7 +66,9 @@ class Section:
 
 
 def config(cfg: Mapping[str, Any], width: int | None = None, depth: int | None = None,
-           num_heads: int | None = None, world_size: int = 1) -> ConfigDict:
+           num_heads: int | None = None, world_size: int = 1, *,
+           depths: Sequence[int] | None = None, dims: Sequence[int] | None = None,
+           student: str | None = None) -> ConfigDict:
   """Our settings for an official training YAML.
 
   What the YAML leaves out has the reference's default, but that the computation is in float32 where
@@ -76,6 +80,12 @@ def config(cfg: Mapping[str, Any], width: int | None = None, depth: int | None =
     width, depth, num_heads: in place of those of `student.arch`.
     world_size: processes; each has `train.batch_size_per_gpu` images, which are one data shard's
       batch and its KoLeo group.
+    depths, dims: the same of a ConvNeXt, whose `student.arch` begins with "convnext".
+    student: of a distillation of several students, the name of the one that `cfg` is for; each of
+      its processes is a data shard here, and `world_size` has no effect.
+
+  A distillation's teacher, `distillation.checkpoint_path`, becomes `distill.teacher`, and "ignore",
+  which there means a random one, the empty name.
 
   Returns:
     A locked `ConfigDict` as from `configs/base.py`.
@@ -88,7 +98,8 @@ def config(cfg: Mapping[str, Any], width: int | None = None, depth: int | None =
            "compute_precision", "checkpointing", "evaluation", "distillation", "multidistillation"]
   sections = {name: Section(name, cfg.get(name)) for name in names}
   ours = base.get_config().unlock()
-  _translate(ours, sections, (width, depth, num_heads), world_size)
+  sizes = dict(width=width, depth=depth, num_heads=num_heads, depths=depths, dims=dims)
+  _translate(ours, sections, sizes, world_size, student)
   _report_unused(cfg, sections)
   return ours.lock()
 
@@ -108,14 +119,16 @@ def _report_unused(cfg, sections):
     warnings.warn(f"settings without effect: {', '.join(ignored)}", stacklevel=3)
 
 
-def _translate(ours, sections, sizes, world_size):
+def _translate(ours, sections, sizes, world_size, student):
   train, optim, crops = sections["train"], sections["optim"], sections["crops"]
-  for name in ("distillation", "multidistillation"):
-    if sections[name].get("enabled", False):
-      raise ValueError(f"{name} is not supported yet; set {name}.enabled to false")
-    sections[name].left.clear()
-
+  distillation = sections["distillation"]
+  distilled = distillation.get("enabled", False)
+  distillation.left -= {"full_cfg_path", "checkpoint_path"}
+  if distilled:
+    checkpoint = distillation.get("checkpoint_path", "")
+    ours.distill.teacher = "" if checkpoint == "ignore" else checkpoint
   shard = train.get("batch_size_per_gpu", 64)
+  shard, world_size = _shards(sections["multidistillation"], student, shard, world_size)
   epoch = train.get("OFFICIAL_EPOCH_LENGTH", 1250)
   ours.seed = train.get("seed", 0)
   ours.train.batch_size = shard * world_size
@@ -133,7 +146,7 @@ def _translate(ours, sections, sizes, world_size):
   ours.checkpoint.keep_every = checkpoints.get("keep_every", ours.checkpoint.keep_every)
   ours.evals.every = evaluation.get("eval_period_iterations", ours.evals.every)
 
-  _model(ours.model, sections["student"], *sizes)
+  _model(ours, sections["student"], sizes)
   _losses(ours, sections["dino"], sections["ibot"], shard, shard * world_size)
   _optim(ours.optim, optim)
   if sections["schedules"].values:
@@ -148,13 +161,53 @@ def _translate(ours, sections, sizes, world_size):
   _gram(ours, sections["gram"], epoch)
   _dino_local_weight(ours, sections["dino"], epoch)
   _crops(ours.crops, crops)
+  # The reference counts on the same patch size for teacher and student; a ConvNeXt has none.
+  crops.require("teacher_to_student_resolution_scale",
+                stride(ours.model) / sections["student"].get("patch_size", 16))
 
 
-def _model(model, student, width, depth, num_heads):
+def _shards(several, student, shard, world_size):
+  """The images of a data shard and the number of shards."""
+  if not several.get("enabled", False):
+    several.left.clear()
+    return shard, world_size
+  students = {entry["name"]: entry["ranks_range"] for entry in several.get("students", [])}
+  images = several.get("global_batch_size", 0)
+  if student not in students:
+    raise ValueError(f"multidistillation.students are {', '.join(students)}: say which of them the "
+                     f"settings are for, not {student!r}")
+  ranks = students[student][1] - students[student][0]
+  world = max(end for _, end in students.values())
+  if images < 1 or images % ranks or images % world:
+    raise ValueError(f"multidistillation.global_batch_size={images} must be a multiple of {student}"
+                     f"'s {ranks} processes and of all {world}")
+  return images // ranks, ranks
+
+
+def _model(ours, student, sizes):
   arch = student.get("arch", "vit_large")
+  if arch.startswith("convnext"):
+    _convnext(ours, student, arch, sizes)
+  else:
+    _vit(ours.model, student, arch, sizes)
+
+
+def _convnext(ours, student, arch, sizes):
+  known = VARIANTS[arch].settings if arch in VARIANTS else {}
+  depths, dims = (sizes[name] or known.get(name) for name in ("depths", "dims"))
+  if not depths or not dims:
+    names = ", ".join(name for name in VARIANTS if name.startswith("convnext"))
+    raise ValueError(f"student.arch={arch!r} is not one of {names}; give depths and dims")
+  ours.model = base.convnext(depths, dims, drop_path=float(student.get("drop_path_rate", 0.0)),
+                             in_channels=student.get("in_chans", 3))
+  student.get("patch_size")
+  student.left -= {"ffn_layer", "ffn_ratio", "norm_layer", "layerscale", "n_storage_tokens",
+                   *(key for key in student.left if key.startswith("pos_embed_rope_")), *SWITCHES}
+
+
+def _vit(model, student, arch, sizes):
   known = REFERENCE_ARCHITECTURES.get(arch, {})
-  sizes = dict(width=width, depth=depth, num_heads=num_heads)
-  sizes = {name: value or known.get(name) for name, value in sizes.items()}
+  sizes = {name: sizes[name] or known.get(name) for name in ("width", "depth", "num_heads")}
   if None in sizes.values():
     raise ValueError(f"student.arch={arch!r} is not one of {', '.join(REFERENCE_ARCHITECTURES)}; "
                      "give width, depth and num_heads")
@@ -169,8 +222,7 @@ def _model(model, student, width, depth, num_heads):
       layerscale=student.get("layerscale", 0.0 if "layerscale" in student.values else 1e-5),
       drop_path=float(student.get("drop_path_rate", 0.3)),
       storage_tokens=student.get("n_storage_tokens", 0))
-  for theirs in ("qkv_bias", "proj_bias", "ffn_bias", "mask_k_bias", "untie_cls_and_patch_norms",
-                 "untie_global_and_local_cls_norm"):
+  for theirs in SWITCHES:
     model[theirs] = student.get(theirs, model[theirs])
   rope = lambda name, default=None: student.get(f"pos_embed_rope_{name}", default)
   low, high = rope("min_period"), rope("max_period")
@@ -308,4 +360,3 @@ def _crops(ours, crops):
       gram_distortions=not crops.get("gram_teacher_no_distortions", False),
       mean=tuple(crops.get("rgb_mean", (0.485, 0.456, 0.406))),
       std=tuple(crops.get("rgb_std", (0.229, 0.224, 0.225))))
-  crops.require("teacher_to_student_resolution_scale", 1.0)

@@ -1,0 +1,98 @@
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+import dinov3_jax
+from configs import base
+from dinov3_jax.train import checkpoint, loop, sharding, teacher
+from dinov3_jax.weights import exporting, naming, native
+from tests.distilled import write_run
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture
+def mesh(distill_config):
+  return sharding.make_mesh(distill_config)
+
+
+def test_without_a_name_there_is_none():
+  assert teacher.find("") is None
+
+
+def test_a_run_is_found_and_read(teacher_run, mesh):
+  found = teacher.find(str(teacher_run))
+  assert found.config.model.width == 24 and found.config.dino.bottleneck == 12
+  assert tuple(found.config.crops.mean) == (0.5, 0.4, 0.3)
+  read = found.read(mesh, "float32")
+  expected, _ = checkpoint.restore_teacher(teacher_run)
+  jax.tree.map(np.testing.assert_array_equal, read.params, expected)
+  assert jax.tree.structure(read.params) == jax.tree.structure(found.abstract(mesh, "float32"))
+
+
+def test_what_is_frozen_is_kept_in_the_dtype_of_the_computation(teacher_run, mesh):
+  full, half = (teacher.find(str(teacher_run)).read(mesh, dtype)
+                for dtype in ("float32", "bfloat16"))
+  assert {x.dtype for x in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
+  assert half.digest == full.digest and len(half.digest) == 16
+
+
+def test_its_digest_is_that_of_every_bit(teacher_run, mesh, tmp_path):
+  digest = teacher.find(str(teacher_run)).read(mesh, "float32").digest
+  config = checkpoint.stored_config(checkpoint.locate(teacher_run))
+  write_run(tmp_path / "again", config)
+  assert teacher.find(str(tmp_path / "again"), digest).read(mesh, "float32").digest == digest
+  write_run(tmp_path / "other", config, seed=1)
+  with pytest.raises(ValueError, match="is not the one that this run learned from") as error:
+    teacher.find(str(tmp_path / "other"), digest).read(mesh, "float32")
+  assert "\n" not in str(error.value) and digest in str(error.value)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "hf"])
+def test_an_export_with_heads_is_the_same_teacher(teacher_run, mesh, tmp_path, format):
+  exporting.export(teacher_run, format, tmp_path / "out", heads=True)
+  found = teacher.find(str(tmp_path / "out"))
+  run = teacher.find(str(teacher_run))
+  for head in ("dino", "ibot"):
+    assert all(run.config[head][key] == value for key, value in found.config[head].items())
+  np.testing.assert_allclose(found.config.crops.mean, (0.5, 0.4, 0.3))
+  assert found.read(mesh, "float32").digest == run.read(mesh, "float32").digest
+
+
+def test_what_cannot_teach(teacher_run, tmp_path):
+  model = dinov3_jax.load(None, teacher_run)
+  arrays = naming.flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+  save_file(arrays, tmp_path / "model.safetensors")
+  with pytest.raises(ValueError, match="has no heads of DINO and iBOT") as error:
+    teacher.find(str(tmp_path / "model.safetensors"))
+  assert "\n" not in str(error.value)
+  with pytest.raises(FileNotFoundError):
+    teacher.find(str(tmp_path / "nowhere"))
+  damaged = shutil.copytree(teacher_run, tmp_path / "damaged")
+  shutil.rmtree(damaged / "checkpoints" / "1" / "config")
+  with pytest.raises(native.DamagedCheckpoint):
+    teacher.find(str(damaged))
+
+
+def test_a_convnext_learns_and_is_loadable_and_evaluated(distill_config, tmp_path):
+  """On crops of two patches a side, which the teacher of patches of 8 sees at a quarter."""
+  config = distill_config.copy_and_resolve_references()
+  with config.unlocked():
+    config.model = base.convnext((1, 1, 1, 1), (4, 8, 8, 12))
+  config.crops.update(global_sizes=(64,), local_sizes=(32,))
+  config.train.steps = 2
+  config.schedules.lr.warmup_steps = config.schedules.teacher_temp.warmup_steps = 1
+  state = loop.train(config, tmp_path)
+  first = loop.train(config, tmp_path)  # which is done, and reads its state back
+  jax.tree.map(np.testing.assert_array_equal, first, state)
+  stored = checkpoint.stored_config(checkpoint.latest(tmp_path))
+  assert stored.distill.teacher == config.distill.teacher and len(stored.distill.digest) == 16
+  model = dinov3_jax.load(None, tmp_path)
+  assert model(np.zeros((1, 64, 64, 3), np.float32))["patches"].shape == (1, 4, 12)
+  student, average = state.student["backbone"], state.teacher["backbone"]
+  assert any((x != y).any() for x, y in zip(*map(jax.tree.leaves, (student, average))))
