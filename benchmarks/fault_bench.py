@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[1]
-STEPS = 40
+STEPS = 200
 RECIPE = """
 from configs import base
 
@@ -31,7 +31,7 @@ def get_config():
     "schedules.lr.warmup_steps": 2, "schedules.teacher_temp.warmup_steps": 2,
     "optim.freeze_last_layer_steps": 1, "log_every": 1,
     "checkpoint.every": 2, "checkpoint.keep": 3, "checkpoint.keep_every": 0,
-    "evals.every": 10, "evals.knn_k": 3, "evals.image_size": 16, "evals.pictures": 2,
+    "evals.every": 50, "evals.knn_k": 3, "evals.image_size": 16, "evals.pictures": 2,
     "evals.picture_size": 16}})
   return config
 """

@@ -41,21 +41,29 @@ from fault_bench import (
 from PIL import Image
 
 
-def kills(bench: Bench, workers: int, count: int) -> str:
-  """SIGKILL at random moments, the next start included, until a run has come to its end."""
-  seconds, setting = bench.duration(), f"data.workers={workers}"
+def kills(bench: Bench, workers: int, count: int = 50) -> str:
+  """SIGKILL at random moments, until a run has come to its end: one in four while it starts, the
+  others within a second and a half of the first checkpoint that it writes."""
+  setting = f"data.workers={workers}"
+  bench.undisturbed(setting)
   killed = ended = wrong = 0
   while killed < count:
     workdir = bench.folder / f"killed-{workers}-{ended}"
-    for _ in range(12):
+    for _ in range(20):
+      before = checkpoints(workdir)
       process = bench.start(workdir, setting)
-      try:
-        process.communicate(timeout=bench.rng.uniform(0.3, 1.1) * seconds)
-        break  # it has come to its end
-      except subprocess.TimeoutExpired:
-        process.kill()
+      if bench.rng.random() < 0.25:
+        time.sleep(bench.rng.uniform(0.0, 5.0))
+      else:
+        while checkpoints(workdir) == before and process.poll() is None:
+          time.sleep(0.005)
+        time.sleep(bench.rng.uniform(0.0, 1.5))
+      if process.poll() is not None:
         process.communicate()
-        killed += 1
+        break  # it has come to its end
+      process.kill()
+      process.communicate()
+      killed += 1
     wrong += not bench.ends_right(workdir, setting)
     ended += 1
     shutil.rmtree(workdir)
@@ -221,7 +229,8 @@ def bomb(width: int, height: int) -> bytes:
 
 def signals(bench: Bench, count: int = 50) -> str:
   """SIGTERM and SIGINT by turns, from the first import on, until a run has come to its end."""
-  seconds = bench.duration()
+  bench.undisturbed("data.workers=0")
+  bench.undisturbed("data.workers=2")
   sent = traces = odd = saving = wrong = runs = 0
   while sent < count:
     workdir, setting = bench.folder / f"signal-{runs}", f"data.workers={runs % 2 * 2}"
@@ -229,7 +238,7 @@ def signals(bench: Bench, count: int = 50) -> str:
       number = (signal.SIGTERM, signal.SIGINT)[sent % 2]
       process = bench.start(workdir, setting)
       wait_for_handler(process)
-      time.sleep(bench.rng.uniform(0.0, 1.0) * seconds)
+      time.sleep(bench.rng.uniform(0.0, 8.0))
       process.send_signal(number)
       out, err = process.communicate(timeout=100)
       if "has its" in out:  # it has come to its end
@@ -358,8 +367,8 @@ def checksums(bench: Bench) -> str:
 
 
 FAULTS: dict[str, Callable[[Bench], str]] = {
-  "kills, no workers": lambda bench: kills(bench, 0, 50),
-  "kills, two workers": lambda bench: kills(bench, 2, 50),
+  "kills, no workers": lambda bench: kills(bench, 0),
+  "kills, two workers": lambda bench: kills(bench, 2),
   "damages": damages, "power": power, "rubbish": rubbish, "signals": signals,
   "full disk": full_disk, "divergence": divergence, "two runs": two_runs, "long run": long_run,
   "checksums": checksums}

@@ -18,6 +18,7 @@ rely on it.
 import contextlib
 import os
 import signal
+import sys
 import threading
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -29,6 +30,10 @@ def exit_at_once(line: str = "interrupted"):
 
   Nothing else is done on the way out: no `finally`, no `atexit`, no buffers written.
   """
+  # What shares memory with workers is cleared when the process is gone, by a process that Python
+  # starts with these options; it need not tell that this was left to it.
+  sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+
   def handle(number, frame):
     _say(line)
     os._exit(128 + number)
