@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
@@ -79,22 +79,30 @@ def make_watching(run: Run) -> tuple[Watching, list[dict[str, float]]]:
   recorders, observers = {}, {}
   past = hooks.read_lines(run.workdir / "metrics.jsonl", run.start)
   last = past[-1] if past and past[-1]["step"] == run.start else {}
+
+  def add(hooks_of: dict[str, hooks.Hook], name: str, make: Callable[[], hooks.Hook]):
+    try:
+      hooks_of[name] = make()
+    except Exception as error:  # as where one fails later
+      log.warning("%s cannot be set up (%s: %s); training goes on without", name,
+                  type(error).__name__, " ".join(str(error).split())[:200])
+
   if run.held_out is not None:
     with_labels = run.source.labels is not None and run.held_out.labels is not None
-    observers["evaluation"] = Evaluation(
-      config, run.workdir, run.mesh, run.source, run.held_out,
-      done=run.start if not run.start or not with_labels or "knn_top1" in last else None)
+    done = run.start if not run.start or not with_labels or "knn_top1" in last else None
+    add(observers, "evaluation", lambda: Evaluation(
+      config, run.workdir, run.mesh, run.source, run.held_out, done=done))
   if config.health.images:
-    observers["health"] = Health(
+    add(observers, "health", lambda: Health(
       config, run.workdir, run.mesh, run.source if run.held_out is None else run.held_out,
-      start=run.start, done=run.start if "rankme" in last else None)
+      start=run.start, done=run.start if "rankme" in last else None))
   if jax.process_index() == 0:
-    recorders = {
-      "progress": hooks.progress(config.train.steps, config.train.batch_size, run.start),
-      "metrics.jsonl": hooks.JsonLines(run.workdir / "metrics.jsonl", run.start),
-      "TensorBoard": hooks.TensorBoard(run.workdir / "tensorboard", run.start, pictures,
-                                       config.to_json(indent=2)),
-    }
+    add(recorders, "progress", lambda: hooks.progress(
+      config.train.steps, config.train.batch_size, run.start))
+    add(recorders, "metrics.jsonl", lambda: hooks.JsonLines(
+      run.workdir / "metrics.jsonl", run.start))
+    add(recorders, "TensorBoard", lambda: hooks.TensorBoard(
+      run.workdir / "tensorboard", run.start, pictures, config.to_json(indent=2)))
   if run.profile:
-    observers["profile"] = hooks.Profile(run.workdir / "profile", run.profile)
+    add(observers, "profile", lambda: hooks.Profile(run.workdir / "profile", run.profile))
   return Watching(recorders, observers), past

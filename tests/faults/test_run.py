@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from dinov3_jax.data import lock
-from dinov3_jax.train import evaluation, hooks, loop, prepare
+from dinov3_jax.train import evaluation, hooks, loop, prepare, watching
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -100,7 +100,6 @@ class Broken:
   (evaluation, "Evaluation")])
 def test_nothing_that_watches_can_end_a_run(config, quick_images, tmp_path, monkeypatch, caplog,
                                             module, name):
-  from dinov3_jax.train import watching
   monkeypatch.setattr(module, name, Broken)
   if hasattr(watching, name):
     monkeypatch.setattr(watching, name, Broken)
@@ -112,6 +111,21 @@ def test_nothing_that_watches_can_end_a_run(config, quick_images, tmp_path, monk
   assert told and all("\n" not in line for line in told)
   assert any("KeyError: 'no such thing'), time 1; training goes on" in line for line in told)
   assert any("failed beside the training: " in record.getMessage() for record in caplog.records)
+
+
+def test_what_cannot_even_be_set_up_is_a_line(config, tmp_path, monkeypatch, caplog):
+  def refuse(*_, **__):
+    raise AttributeError("patch_size")
+
+  for module, name in ((watching, "Evaluation"), (watching, "Health"), (hooks, "TensorBoard")):
+    monkeypatch.setattr(module, name, refuse)
+  config.evals.update(every=2, image_size=16, picture_size=16, knn_k=1)
+  config.health.images = 4
+  config.data.source = labelled(tmp_path / "labelled")
+  assert int(loop.train(config, tmp_path / "run").step) == 8
+  told = [record.getMessage() for record in caplog.records]
+  for name in ("evaluation", "health", "TensorBoard"):
+    assert f"{name} cannot be set up (AttributeError: patch_size); training goes on without" in told
 
 
 def labelled(folder: pathlib.Path, **damaged: bytes) -> str:
