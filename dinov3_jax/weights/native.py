@@ -7,6 +7,7 @@ settings whose checksum is not the one that was written with them.
 import logging
 import math
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -234,7 +235,8 @@ def _is_no_trace_of_orbax(record: logging.LogRecord) -> bool:
   damaged files word for word, where one line of ours says what is wrong."""
   said = record.getMessage()
   if record.name == "asyncio":
-    return "orbax" not in said
+    stack = traceback.extract_tb(record.exc_info[2]) if record.exc_info else ()
+    return "orbax" not in said and not any("orbax" in frame.filename for frame in stack)
   return "orbax" not in record.pathname or not (
     record.exc_info or said.startswith("Failed to json parse"))
 
