@@ -381,6 +381,8 @@ def main():
   parser.add_argument("--folder", help="to work in; by default a new one, deleted in the end")
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
+  # In a shell's background job Ctrl-C is ignored, and so it would be in all that is started here.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   sys.path.insert(0, str(ROOT))
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   logging.disable(logging.CRITICAL)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import signal
 import warnings
 
 # Before jax is imported. A test's program runs for milliseconds but takes LLVM half a minute to
@@ -27,13 +28,19 @@ import pytest
 from PIL import Image
 
 from configs import base
+from dinov3_jax.models.variants import VARIANTS
 from dinov3_jax.train import checkpoint, official
 from dinov3_jax.train.state import TrainState
 from dinov3_jax.train.step import make_train_step
 
+# In a shell's background job Ctrl-C is ignored, and so it would be in all that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+
 pytest_plugins = ["tests.quick", "tests.distilled"]
 
 TESTS = pathlib.Path(__file__).parent
+ORDER = list(VARIANTS)
 RECIPE = """
 from configs import base
 
@@ -70,6 +77,15 @@ def logging_as_it_is(monkeypatch):
     log.handlers = [x for x in log.handlers if x in handlers] + [
       x for x in handlers if x not in log.handlers and "pytest" not in type(x).__module__]
     log.propagate = propagate
+
+
+@pytest.fixture(autouse=True)
+def variants_in_their_order():
+  """A test that takes variants out of the table leaves them at its end."""
+  if list(VARIANTS) != ORDER and sorted(VARIANTS) == sorted(ORDER):
+    rows = {name: VARIANTS[name] for name in ORDER}
+    VARIANTS.clear()
+    VARIANTS.update(rows)
 
 
 @pytest.fixture(scope="session")
