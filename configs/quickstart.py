@@ -12,10 +12,11 @@ minute for the table. What it learned, as accuracies of k-NN:
   in turn with all variants of its emoji, k = 20        58.1         48.5         55.9
     k = 5                                               57.8         48.8         58.4
 
-One standard error is 2 % on the test drawings. Since these were measured, the order of some sums has
-changed, and seed 0 comes to 56.6 % on them (k = 20). Raw pixels vote best with few neighbours, features
-with many. Recipe and k were chosen on the training and validation drawings; there, in 1,000 steps
-at half again the rate and with a larger head, the accuracy stood still from step 500 on.
+One standard error is 2 % on the test drawings. Since these were measured, the order of some sums
+has changed, and seed 0 comes to 56.6 % on them (k = 20). Raw pixels vote best with few neighbours,
+features with many. Recipe and k were chosen on the training and validation drawings; there, in
+1,000 steps at half again the rate and with a larger head, the accuracy stood still from step 500
+on.
 """
 
 from ml_collections import ConfigDict
