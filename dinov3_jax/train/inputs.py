@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dinov3_jax.data import device_colors
 from dinov3_jax.data.crops import MultiCrop
 from dinov3_jax.data.pipeline import Pipeline, make_pipeline
 from dinov3_jax.data.sources import Source
@@ -45,7 +46,8 @@ def open_pipeline(config: ConfigDict, source: Source, mesh: Mesh) -> Pipeline:
   shared = ("locals", "global_scale", "local_scale", "horizontal_flip", "color_strength",
             "share_color_jitter", "locals_from_globals", "gram_distortions")
   multi_crops = [
-    MultiCrop(*sizes, patch_size=stride(config.model), **{key: crops[key] for key in shared})
+    MultiCrop(*sizes, patch_size=stride(config.model), colors=config.data.colors,
+              resizer=config.data.resizer, **{key: crops[key] for key in shared})
     for sizes in zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes)]
   return make_pipeline(
     source, multi_crops, crops.size_weights, config.train.batch_size,
@@ -55,5 +57,9 @@ def open_pipeline(config: ConfigDict, source: Source, mesh: Mesh) -> Pipeline:
 
 
 def fetch(pipeline: Pipeline, mesh: Mesh) -> tuple[Batch, Any]:
-  """The next batch, on its way to the devices, and the pipeline's position after it."""
-  return sharding.place_batch(next(pipeline), mesh), pipeline.get_state()
+  """The next batch, on its way to the devices, and the pipeline's position after it.
+
+  With `data.colors="device"`, the devices distort its crops now, before anything else sees them.
+  """
+  batch = sharding.place_batch(next(pipeline), mesh)
+  return device_colors.distort_batch(batch), pipeline.get_state()

@@ -133,8 +133,8 @@ def test_resume_is_exact_and_needs_no_replay(source, reference, step, monkeypatc
   resumed = stream(source)
   resumed.set_state(state)
   made = []
-  real = pipeline_module.BatchMaker.__call__
-  monkeypatch.setattr(pipeline_module.BatchMaker, "__call__",
+  real = pipeline_module.PartMaker.__call__
+  monkeypatch.setattr(pipeline_module.PartMaker, "__call__",
                       lambda self, at: made.append(at) or real(self, at))
   assert_same(take(resumed, 2), reference[step : step + 2])
   assert min(made) == step
