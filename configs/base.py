@@ -140,12 +140,12 @@ def get_config() -> ConfigDict:
       std=(0.229, 0.224, 0.225),
     ),
     data=dict(
-      # A folder of images, tars, zips, parquet, ArrayRecord, a list, a bucket, tfds:NAME, a mix.json,
-      # openmoji; see docs/data.md.
+      # A folder of images, tars, zips, parquet, ArrayRecord, a list, a bucket, tfds:NAME, openmoji,
+      # or a mix.json; see docs/data.md.
       source="tfds:imagenet2012",
       # By name, several sources in its place, drawn by weight: each has a source and, if wanted, a
-      # split ("train"), a weight (without any, every image counts as much) and homogeneous=True, for
-      # batches from it alone; its weight is the share of these.
+      # split ("train"), a weight (without any, every image counts as much) and homogeneous=True,
+      # for batches from it alone; its weight is the share of these.
       sources={},
       workers=8,  # processes; 0 decodes in threads of this one
       max_damaged=0.01,  # share of unreadable images that stops the run

@@ -1,8 +1,8 @@
 """Photometric augmentation on the device: `augment`, for batches of uint8 crops in JAX.
 
 What is done to each crop was drawn on the host, from the seed and the number of its image
-(`augment.draw_color`, `augment.draw_tone`); it travels with the crops, so the stream does not depend
-on the devices. Each operation rounds to levels of 8 bits, as OpenCV does on the host.
+(`augment.draw_color`, `augment.draw_tone`); it travels with the crops, so the stream does not
+depend on the devices. Each operation rounds to levels of 8 bits, as OpenCV does on the host.
 """
 
 import functools

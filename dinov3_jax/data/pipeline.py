@@ -16,11 +16,8 @@ import math
 import os
 import re
 import signal
-import threading
-import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from multiprocessing import connection, parent_process
 from typing import NamedTuple
 
 import grain
@@ -35,6 +32,7 @@ from dinov3_jax.data.order import BlockShuffle, Mixed, Shuffle, order_of
 from dinov3_jax.data.sources.base import Source
 from dinov3_jax.data.sources.mixture import Mixture
 from dinov3_jax.data.walk import printable
+from dinov3_jax.data.worker import start_worker
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +243,7 @@ class Pipeline:
       parts = grain.experimental.WithOptionsIterDataset(
         parts, grain.experimental.DatasetOptions(min_shm_size=2**62))
     options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
-    return iter(parts.mp_prefetch(options, _start_worker))
+    return iter(parts.mp_prefetch(options, start_worker))
 
   def _fits(self) -> bool:
     """Whether shared memory has room for what workers make; says so where it has not."""
@@ -321,20 +319,6 @@ def _explain(error: Exception) -> DataError:
   if not isinstance(error, OSError):
     reason = f"{type(error).__name__}: {reason}"
   return DataError(f"no more batches can be made: {reason}")
-
-
-def _start_worker(index: int, count: int) -> None:
-  """Leaves Ctrl-C to the main process, never outlives it, and is silent on odd metadata."""
-  del index, count
-  warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  parent = parent_process()
-
-  def wait():
-    connection.wait([parent.sentinel])
-    os._exit(1)
-
-  threading.Thread(target=wait, daemon=True).start()
 
 
 def make_pipeline(source: Source, multi_crops: Sequence[MultiCrop], size_weights: Sequence[float],

@@ -27,21 +27,20 @@ def open_images(config: ConfigDict, split: str) -> Source:
   """
   data = config.data
   settings = {key: data[key] for key in DECODING.intersection(data.keys())}
-  if split == "train" and data.get("scaled_decoding"):
+  if split == "train" and "scaled_decoding" in data and data.scaled_decoding:
     settings["least_side"] = least_side(config.crops)
-  decoder, cache_gb = Decoder(**settings), data.get("cache_gb", 0.0)
-  sources = data.get("sources") or {}
-  if not sources:
+  decoder, cache_gb = Decoder(**settings), data.cache_gb if "cache_gb" in data else 0.0
+  sources = data.sources if "sources" in data else {}
+  if not sources.keys():
     return open_source(data.source, split, decoder, cache_gb)
   parts = []
   for name, part in sources.items():
-    strange = set(part) - PART
+    strange = set(part.keys()) - PART
     if strange or "source" not in part:
       raise ValueError(f"data.sources.{name} " + (
         f"has {min(strange)}, which is no setting of a source" if strange else "names no source")
         + f"; there are {', '.join(sorted(PART))}")
-    parts.append(Part(name, part["source"], part.get("split", "train"), None, part.get("weight"),
-                      part.get("homogeneous", False)))
+    parts.append(Part(name, **{"split": "train", **{key: part[key] for key in part.keys()}}))  # noqa: SIM118
   return open_parts(parts, split, decoder, cache_gb)
 
 

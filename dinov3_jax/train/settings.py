@@ -23,7 +23,8 @@ POSITIVE = (
 EVALUATION = ("evals.knn_k", "evals.knn_images", "evals.image_size", "evals.picture_size")
 ABOVE_ZERO = ("model.ffn_ratio", "model.norm_eps")
 NOT_NEGATIVE = (
-  "data.workers", "checkpoint.keep_every", "checkpoint.minutes", "evals.every", "evals.pictures",
+  "data.workers", "data.cache_gb", "checkpoint.keep_every", "checkpoint.minutes", "evals.every",
+  "evals.pictures",
   "train.max_skipped_steps", "model.storage_tokens", "model.layerscale", "model.rope.base",
   "optim.freeze_last_layer_steps", "optim.patch_embed_lr_mult", "optim.dino_head_wd_mult",
   "health.images", "health.reference_at",

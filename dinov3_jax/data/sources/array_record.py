@@ -26,6 +26,10 @@ def open_array_records(what: str, files: list[str], split: str, decoder: Decoder
     ValueError: a file that is cut or unreadable, or in a bucket; one line.
   """
   del cache_gb
+  remote = next(filter(places.is_remote, files), None)
+  if remote:
+    raise ValueError(f"{printable(remote)}: ArrayRecord files are read from disks alone; copy them, "
+                     "or keep tars in the bucket")
   index = open_index("array_record", files, scan, by_name=False)
   return EncodedSource(what, index, _Reader(), split, decoder)
 
@@ -36,11 +40,11 @@ def _open(path: str):
   except ImportError as error:
     raise ValueError(f"{printable(path)} needs a package that is missing ({error.name}); pip "
                      "install 'dinov3_jax[array_record]'") from error
-  if places.is_remote(path):
-    raise ValueError(f"{printable(path)}: ArrayRecord files are read from disks alone; copy them, "
-                     "or keep tars in the bucket")
   try:  # with the options that its documentation names for random access
-    return ArrayRecordReader(path, options="readahead_buffer_size:0,max_parallelism:0")
+    reader = ArrayRecordReader(path, options="readahead_buffer_size:0,max_parallelism:0")
+    if not reader.ok():
+      reader.close()  # which raises what is wrong
+    return reader
   except Exception as error:  # its C++ raises RuntimeError, IndexError or its own
     raise ValueError(f"{printable(path)} is no whole ArrayRecord file "
                      f"({' '.join(str(error).split())[:200]}): copy it again") from error
@@ -49,10 +53,8 @@ def _open(path: str):
 def scan(path: str) -> Found:
   """What is in an ArrayRecord file."""
   reader = _open(path)
-  try:
-    count = reader.num_records()
-  finally:
-    reader.close()
+  count = reader.num_records()
+  reader.close()
   try:
     with open(path + BESIDE, encoding="utf-8", errors="surrogateescape") as file:
       notes = json.load(file)

@@ -22,7 +22,7 @@ def image(record: bytes, name: Callable[[], str]) -> bytes:
     return record
   try:
     features = parse(record)
-  except (ValueError, IndexError) as error:
+  except ValueError as error:
     raise DamagedImage(name(), "its record is neither an image nor an example") from error
   for key in IMAGES:
     if features.get(key) and isinstance(features[key][0], bytes):
@@ -34,8 +34,18 @@ def parse(record: bytes) -> dict[str, list[bytes] | list[int]]:
   """The lists of bytes and of integers in an Example, by name.
 
   Raises:
-    ValueError, IndexError: it is none.
+    ValueError: it is none.
   """
+  try:
+    features = _parse(record)
+  except (IndexError, KeyError, TypeError, AttributeError) as error:  # of bytes that are anything
+    raise ValueError("no example") from error
+  if not features:
+    raise ValueError("no features")
+  return features
+
+
+def _parse(record: bytes) -> dict[str, list[bytes] | list[int]]:
   features = {}
   for tag, body in _fields(record):
     for inner, entry in _fields(body) if tag == 1 else ():
@@ -50,8 +60,6 @@ def parse(record: bytes) -> dict[str, list[bytes] | list[int]]:
           elif kind == 3:
             values += _integers(value)
       features[parts[1].decode()] = values
-  if not features:
-    raise ValueError("no features")
   return features
 
 

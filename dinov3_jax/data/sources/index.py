@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from dinov3_jax.data.sources import places
-from dinov3_jax.data.sources.layout import SPLIT_OF_NAME, read_layout
+from dinov3_jax.data.sources.layout import SPLIT_OF_NAME, Layout, read_layout
 from dinov3_jax.data.sources.ranges import cache_folder
 from dinov3_jax.data.sources.splits import HELD_OUT, SPLITS, hash_percent
 from dinov3_jax.data.walk import printable
@@ -142,7 +142,8 @@ def open_index(kind: str, files: Sequence[str], scan: Callable[[str], Found], by
 
 
 def build(files: Sequence[str], marks: Sequence[list], found: Sequence[Found],
-          by_name: bool = True, splits: Sequence[str] | None = None) -> Index:
+          by_name: bool = True, listed: bool = False, splits: Sequence[str] | None = None
+          ) -> Index:
   """An index of what was found in each file.
 
   Names that two files share get the file's name before them. Splits are those of the files' names
@@ -153,7 +154,8 @@ def build(files: Sequence[str], marks: Sequence[list], found: Sequence[Found],
   Args:
     files, marks, found: as many of each.
     by_name: see `open_index`.
-    splits: of each image, where they are known; "" for none.
+    listed: the names are paths in a list, whose folders mean nothing.
+    splits: of each image in the list; "" for none.
   """
   entries = list(itertools.chain.from_iterable(one.entries for one in found))
   numbers = np.repeat(np.arange(len(files)), [len(one.entries) for one in found])
@@ -162,8 +164,8 @@ def build(files: Sequence[str], marks: Sequence[list], found: Sequence[Found],
     stems = [os.path.basename(path) for path in files]
     stems = stems if len(set(stems)) == len(stems) else list(files)
     names = [f"{stems[number]}/{name}" for number, name in zip(numbers, own)]
-  split, depth, note = _splits(files, numbers, own, splits)
-  labels, classes = _labels(entries, found, own, depth)
+  split, depth, note = _splits(files, numbers, own, listed, splits)
+  labels, classes = _labels(entries, found, own, None if listed else depth)
   order = np.array(sorted(range(len(names)), key=names.__getitem__) if by_name else
                    range(len(names)), np.int64)
   encoded = [os.fsencode(names[i]) for i in order]
@@ -177,7 +179,7 @@ def build(files: Sequence[str], marks: Sequence[list], found: Sequence[Found],
 
 def split_of_file(path: str) -> str | None:
   """The split that is one of the first two words of a file's name, or of its folder's."""
-  for part in path.rsplit("/", 2)[:0:-1]:
+  for part in path.split("/")[-1:-3:-1]:
     word = part.lower().replace("_", "-").replace(".", "-").split("-")
     for name in word[: 2 if len(word) > 1 else 1]:
       if name in SPLIT_OF_NAME:
@@ -185,7 +187,7 @@ def split_of_file(path: str) -> str | None:
   return None
 
 
-def _splits(files: Sequence[str], numbers: np.ndarray, names: list[str],
+def _splits(files: Sequence[str], numbers: np.ndarray, names: list[str], listed: bool,
             given: Sequence[str] | None) -> tuple[np.ndarray, int, str]:
   """The split of each image, the folders above those of the classes, and a note."""
   of_file = [split_of_file(path) for path in files]
@@ -196,10 +198,10 @@ def _splits(files: Sequence[str], numbers: np.ndarray, names: list[str],
     found, depth = [of_file[number] for number in numbers], 0
     note, has_val = "the names of the files are splits", "val" in of_file
   else:
-    layout = read_layout(names)
+    layout = Layout({}) if listed else read_layout(names)
     found, depth, has_val = [layout.split(name) for name in names], layout.depth, True
     note = (f"the folders {', '.join(map(printable, layout.splits))} are splits" if layout.splits
-            else "no folders are splits")
+            else "the list has no splits" if listed else "no folders are splits")
   if not has_val:
     found = ["val" if split == "train" and hash_percent(name) < HELD_OUT else split
              for split, name in zip(found, names)]
@@ -207,12 +209,13 @@ def _splits(files: Sequence[str], numbers: np.ndarray, names: list[str],
   return np.array([number.get(split, NO_SPLIT) for split in found], np.int8), depth, note
 
 
-def _labels(entries: list[Entry], found: Sequence[Found], names: list[str], depth: int
-            ) -> tuple[np.ndarray, list[str] | None]:
-  """A number for each image, -1 for none, and the classes, where there are any."""
+def _labels(entries: list[Entry], found: Sequence[Found], names: list[str],
+            depth: int | None) -> tuple[np.ndarray, list[str] | None]:
+  """A number for each image, -1 for none, and the classes, where there are any; by the folders at a
+  depth, if the images have none of their own."""
   own = [entry.label for entry in entries]
   classes = next((one.classes for one in found if one.classes), None)
-  if all(label is None for label in own):
+  if depth is not None and all(label is None for label in own):
     parts = [name.split("/") for name in names]
     own = [part[depth] if len(part) > depth + 1 else None for part in parts]
     classes = None

@@ -27,7 +27,7 @@ def open_manifest(what: str, path: str, split: str, decoder: Decoder, cache_gb: 
   """The images that a list names, in its order.
 
   A text file has a path a line, then, after a comma or a tab, a label and a split, if there are
-  any; a first line with `path` in it names the columns. Parquet files have columns of these names.
+  any; a first line with such words in it names the columns. Parquet files have columns of these names.
   Paths are relative to the list's folder, or whole, or URLs; or, with `over`, names in that source.
   Without a column of splits, 5 % each are held out for val and test by a hash of each path.
 
@@ -44,7 +44,7 @@ def open_manifest(what: str, path: str, split: str, decoder: Decoder, cache_gb: 
   """
   paths, labels, splits = read(path)
   found = Found([Entry(name, 0, -1, label) for name, label in zip(paths, labels)])
-  index = build([""], [None], [found], by_name=False, splits=splits)
+  index = build([""], [None], [found], by_name=False, listed=True, splits=splits)
   if over is None:
     base = path.rpartition("/")[0] if places.is_remote(path) else os.path.dirname(
       places.absolute(path))
@@ -96,7 +96,7 @@ def _text(path: str) -> dict[str, list]:
   delimiter = "\t" if "\t" in lines[0] else ","
   rows = list(csv.reader(lines, delimiter=delimiter))
   head = [name.strip().lower() for name in rows[0]]
-  if set(head) & set(COLUMNS["path"]):
+  if set(head) & {name for names in COLUMNS.values() for name in names}:
     rows = rows[1:]
   else:
     head = list(COLUMNS)[: max(map(len, rows))]

@@ -100,6 +100,10 @@ class TfdsSource:
     """The bytes of an image as they are stored."""
     return bytes(self._record(index)[0][self._image])
 
+  def label(self, index: int) -> int:
+    """The label of an image, -1 without one; it takes reading its record."""
+    return int(self._record(index)[0][self._label]) if self._label else -1
+
   def __getitem__(self, index: int) -> dict:
     record, name = self._record(index)
     label = int(record[self._label]) if self._label else -1
