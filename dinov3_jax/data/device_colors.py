@@ -76,7 +76,7 @@ def _levels(x: jax.Array) -> jax.Array:
 def luma(x: jax.Array) -> jax.Array:
   """Grey levels [..., H, W, 1] of RGB, in OpenCV's fixed point."""
   r, g, b = (x[..., i : i + 1].astype(jnp.int32) for i in range(3))
-  return ((r * 4899 + g * 9617 + b * 1868 + (1 << 13)) >> 14).astype(jnp.float32)
+  return ((r * 9798 + g * 19235 + b * 3735 + (1 << 14)) >> 15).astype(jnp.float32)
 
 
 def adjust_brightness(x: jax.Array, factor: jax.Array) -> jax.Array:

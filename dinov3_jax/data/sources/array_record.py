@@ -28,8 +28,8 @@ def open_array_records(what: str, files: list[str], split: str, decoder: Decoder
   del cache_gb
   remote = next(filter(places.is_remote, files), None)
   if remote:
-    raise ValueError(f"{printable(remote)}: ArrayRecord files are read from disks alone; copy them, "
-                     "or keep tars in the bucket")
+    raise ValueError(f"{printable(remote)}: ArrayRecord files are read from disks alone; copy "
+                     "them, or keep tars in the bucket")
   index = open_index("array_record", files, scan, by_name=False)
   return EncodedSource(what, index, _Reader(), split, decoder)
 

@@ -27,9 +27,9 @@ def open_manifest(what: str, path: str, split: str, decoder: Decoder, cache_gb: 
   """The images that a list names, in its order.
 
   A text file has a path a line, then, after a comma or a tab, a label and a split, if there are
-  any; a first line with such words in it names the columns. Parquet files have columns of these names.
-  Paths are relative to the list's folder, or whole, or URLs; or, with `over`, names in that source.
-  Without a column of splits, 5 % each are held out for val and test by a hash of each path.
+  any; a first line with such words in it names the columns. Parquet files have columns of these
+  names. Paths are relative to the list's folder, or whole, or URLs; or, with `over`, names in that
+  source. Without a column of splits, 5 % each are held out for val and test by a hash of each path.
 
   Args:
     what: the set as the user named it.
