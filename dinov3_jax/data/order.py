@@ -80,7 +80,8 @@ class Mixed:
   With the probability of a homogeneous part, all images of a step come from it. In other steps,
   each image is from the part whose exponential clock of that number rings first, which is a draw by
   weight: a part that is added later takes draws from the others, and moves none between them. (A
-  homogeneous one must be added at the end for that, and takes steps from the mixed ones alone.)
+  homogeneous one must come after the other homogeneous ones for that, and takes steps from the
+  mixed parts alone.)
 
   Which image of a part a number means does not depend on other parts either: those that are skipped
   leave it to the next pass, so that no image comes a second time within as many numbers as the part

@@ -99,8 +99,8 @@ class Packed:
   left_out: dict[str, str]
 
 
-def pack(spec: str, out: str | os.PathLike, *, split: str = "all", encoding: Encoding | None = None,
-         images_per_shard: int = 5_000, workers: int = 1,
+def pack(spec: str | os.PathLike, out: str | os.PathLike, *, split: str = "all",
+         encoding: Encoding | None = None, images_per_shard: int = 5_000, workers: int = 1,
          progress: Callable[[int, int], None] = lambda done, total: None) -> Packed:
   """Writes a source as ArrayRecord shards, or goes on where an earlier call was stopped.
 
@@ -127,7 +127,7 @@ def pack(spec: str, out: str | os.PathLike, *, split: str = "all", encoding: Enc
                      "'dinov3_jax[array_record]'") from error
   if images_per_shard < 1 or workers < 1:
     raise ValueError("images per shard and workers must be at least 1")
-  encoding, out = encoding or Encoding(), pathlib.Path(out).expanduser()
+  spec, encoding, out = os.fspath(spec), encoding or Encoding(), pathlib.Path(out).expanduser()
   sources = dict(_open(spec, split))
   job = dict(source=spec, split=split, images_per_shard=images_per_shard,
              encoding=dataclasses.asdict(encoding),
@@ -145,7 +145,8 @@ def pack(spec: str, out: str | os.PathLike, *, split: str = "all", encoding: Enc
     write = functools.partial(_write_shard, out, sources, encoding, images_per_shard)
     for name, shard in _each(write, todo, min(workers, max(len(todo), 1))):
       done[name] = shard
-      _replace(out / STATE, json.dumps(dict(job=job, shards=done), indent=1).encode())
+      _replace(out / STATE, json.dumps(dict(job=job, shards=dict(sorted(done.items()))),
+                                       indent=1).encode())
       made += shard["images"] + len(shard["left_out"])
       progress(made, total)
     shards = [done[_file(*task)] for task in tasks]

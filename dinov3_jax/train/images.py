@@ -11,7 +11,7 @@ from dinov3_jax.data.sources import Source, open_source
 from dinov3_jax.data.sources.mixture import open_parts
 from dinov3_jax.data.sources.parts import Part
 
-DECODING = {field.name for field in dataclasses.fields(Decoder)}
+DECODING = {field.name for field in dataclasses.fields(Decoder)} - {"least_side"}
 PART = {"source", "split", "weight", "homogeneous"}  # settings of one of `data.sources`
 
 

@@ -31,6 +31,20 @@ def open_held_out(config: ConfigDict) -> Source | None:
     return None
 
 
+def make_multi_crops(config: ConfigDict) -> list[MultiCrop]:
+  """What cuts the crops of an image, for each resolution.
+
+  Raises:
+    ValueError: sizes or settings that do not fit together.
+  """
+  crops = config.crops
+  shared = ("locals", "global_scale", "local_scale", "horizontal_flip", "color_strength",
+            "share_color_jitter", "locals_from_globals", "gram_distortions")
+  return [MultiCrop(*sizes, patch_size=stride(config.model), colors=config.data.colors,
+                    resizer=config.data.resizer, **{key: crops[key] for key in shared})
+          for sizes in zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes)]
+
+
 def open_pipeline(config: ConfigDict, source: Source, mesh: Mesh) -> Pipeline:
   """The stream of batches that the config describes, of them this process's share.
 
@@ -43,14 +57,8 @@ def open_pipeline(config: ConfigDict, source: Source, mesh: Mesh) -> Pipeline:
   shards = sharding.data_shards(mesh)
   sharding.check_parts(config.train.batch_size, shards, parts)
   local = [shard * parts + part for shard in sharding.local_shards(mesh) for part in range(parts)]
-  shared = ("locals", "global_scale", "local_scale", "horizontal_flip", "color_strength",
-            "share_color_jitter", "locals_from_globals", "gram_distortions")
-  multi_crops = [
-    MultiCrop(*sizes, patch_size=stride(config.model), colors=config.data.colors,
-              resizer=config.data.resizer, **{key: crops[key] for key in shared})
-    for sizes in zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes)]
   return make_pipeline(
-    source, multi_crops, crops.size_weights, config.train.batch_size,
+    source, make_multi_crops(config), crops.size_weights, config.train.batch_size,
     shards=shards * parts, local_shards=local, seed=config.seed, workers=config.data.workers,
     mask_probability=masks.probability, mask_ratio=masks.ratio,
     mask_circular_shift=masks.circular_shift, max_damaged=config.data.max_damaged)
