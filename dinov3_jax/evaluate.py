@@ -3,7 +3,8 @@ r"""Evaluates frozen features by the protocols of the paper.
   python -m dinov3_jax.evaluate TASK [TASK ...] --weights W --data DIR [--out DIR]
 
 W is whatever `dinov3_jax.load` takes, or `random` for an untrained network. --data is the folder of
-the task's data set, in the layout in which people download it:
+the task's data set, in the layout in which people download it (for knn, linear and logistic also
+tars, zips, parquet, ArrayRecord or tfds:NAME with labels, see docs/data.md):
 
 {tasks}
 
@@ -75,6 +76,7 @@ def main() -> int:
   from jax.sharding import AxisType
 
   from dinov3_jax.data.decode import DamagedImage
+  from dinov3_jax.data.sources import is_spec
   from dinov3_jax.data.walk import printable
   from dinov3_jax.evals import drawing
   from dinov3_jax.evals.backbone import open_model
@@ -87,7 +89,7 @@ def main() -> int:
       if getattr(args, flag) is not None and getattr(args, flag) < 1:
         raise ValueError(f"--{flag.replace('_', '-')} must be at least 1")
     data = pathlib.Path(args.data)
-    if not data.is_dir():
+    if not data.is_dir() and not is_spec(args.data):
       raise ValueError(f"--data {printable(data)} is no folder")
     out = args.out and pathlib.Path(args.out)
     if out:
