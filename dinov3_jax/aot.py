@@ -36,7 +36,7 @@ class Report:
     batch_size: images over all devices.
     arguments, temporaries, peak, memory: what state and batch take, what the step takes besides
       where it takes the most, their sum, and what there is.
-    flops_full, flops_executed: of the model in a step, see `train.flops`.
+    flops_full, flops_executed: of the model in a step, see `costs.flops`.
     seconds_at_peak: for the executed operations, were the device never idle.
     sent, least: bytes by kind of collective, in a step, and the least for this layout.
     compile_seconds: lowering and compiling.
@@ -126,9 +126,9 @@ def compile_step(config: ConfigDict, devices: list, resolution: int = 0):
   """
   import jax
 
+  from dinov3_jax.costs.collectives import bytes_by_kind, collectives, least_bytes
+  from dinov3_jax.costs.flops import CHIPS, step_flops
   from dinov3_jax.train import compiler, sharding
-  from dinov3_jax.train.collectives import bytes_by_kind, collectives, least_bytes
-  from dinov3_jax.train.flops import CHIPS, step_flops
   from dinov3_jax.train.prepare import jit_step
   from dinov3_jax.train.settings import check_settings
   from dinov3_jax.train.state import init_state
@@ -141,7 +141,7 @@ def compile_step(config: ConfigDict, devices: list, resolution: int = 0):
   mesh = sharding.make_mesh(config, devices)
   kind = devices[0].device_kind
   if kind not in CHIPS:
-    raise ValueError(f"no figures of {kind} are known: add them to CHIPS in train/flops.py")
+    raise ValueError(f"no figures of {kind} are known: add them to CHIPS in costs/flops.py")
   chip, count = CHIPS[kind], len(devices)
   batch = sharding.abstract_batch(config, mesh, resolution)
   state = sharding.abstract_state(mesh, functools.partial(init_state, config))

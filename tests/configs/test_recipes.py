@@ -9,9 +9,9 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import base
+from dinov3_jax.costs.flops import CHIPS, step_flops
 from dinov3_jax.models import variants
 from dinov3_jax.train import inputs, sharding
-from dinov3_jax.train.flops import CHIPS, step_flops
 from dinov3_jax.train.schedules import make_schedule, make_schedules
 from dinov3_jax.train.state import init_state
 from dinov3_jax.train.step import gram_refresh_due, make_train_step

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from dinov3_jax.costs.collectives import bytes_by_kind, collectives, least_bytes, sent
 from dinov3_jax.train import prepare, sharding
-from dinov3_jax.train.collectives import bytes_by_kind, collectives, least_bytes, sent
 
 
 def elements(operand):

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from dinov3_jax.costs.flops import crops_of_step
 from dinov3_jax.models.partition import axes_of
-from dinov3_jax.train.flops import crops_of_step
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
