@@ -53,9 +53,7 @@ class Found:
 
   def abstract(self, mesh: Mesh, dtype: str) -> Params:
     """Its parameters as shapes with their layout."""
-    _, shapes = abstract_modules(self.config)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes,
-                        param_sharding(mesh, shapes))
+    return abstract(self.config, mesh, dtype)
 
   def read(self, mesh: Mesh, dtype: str) -> Teacher:
     """Its parameters, each shard on its device.
@@ -78,6 +76,13 @@ class Found:
     if jnp.dtype(dtype) != jnp.float32:
       params = cast(params)
     return Teacher(self.path, self.config, params, digest)
+
+
+def abstract(config: ConfigDict, mesh: Mesh, dtype: str) -> Params:
+  """The parameters of the teacher with these settings, as shapes with their layout."""
+  _, shapes = abstract_modules(config)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes,
+                      param_sharding(mesh, shapes))
 
 
 def changed(path: str, expected: str, digest: str) -> ValueError:
