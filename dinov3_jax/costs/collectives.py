@@ -173,6 +173,8 @@ def _held(x, sizes) -> float:
 
 def _activations(model, crops) -> int:
   """How many values leave the blocks, one branch of each."""
+  if "callable" in model:
+    return 0
   if "depths" in model:
     of_patch = sum(depth * (8 >> i) ** 2 * features
                    for i, (depth, features) in enumerate(zip(model.depths, model.dims)))

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov3_jax.data.preprocess import preprocess
+from dinov3_jax.models import foreign
 from dinov3_jax.models.partition import param_sharding
 from dinov3_jax.train import checkpoint
 from dinov3_jax.train.state import Params, abstract_modules
@@ -97,6 +98,7 @@ def find(teacher: str, digest: str = "") -> Found | None:
 
   Args:
     teacher: a run's folder, one of its checkpoints, or a file of weights with heads; "": none.
+      Of a run on somebody else's network, that is called, and the heads alone are read.
     digest: that it must have; "": any.
 
   Returns:
@@ -116,6 +118,8 @@ def find(teacher: str, digest: str = "") -> Found | None:
     if lacking:
       raise ValueError(f"the checkpoint {folder} has no {' and no '.join(lacking)}: take a run "
                        "that has trained its heads")
+    if "callable" in config.model:
+      foreign.checked(config.model.to_dict())
     return Found(teacher, folder, config, expected)
   sizes, _ = heads.read(path)
   prepare = preprocess(path)
