@@ -42,6 +42,14 @@ def convnext(depths: tuple[int, ...], dims: tuple[int, ...], drop_path: float = 
                          layerscale=layerscale, in_channels=in_channels))
 
 
+def foreign(callable: str, width: int, patch_size: int, host: bool = False) -> ConfigDict:
+  """The section `model` of somebody else's network, in place of a ViT's: a frozen backbone without
+  parameters, on which heads are trained; see `dinov3_jax.models.foreign`. The digest of its weights
+  is found out, and kept in the checkpoints."""
+  return ConfigDict(dict(callable=callable, width=width, patch_size=patch_size, host=host,
+                         in_channels=3, digest=""))
+
+
 def get_config() -> ConfigDict:
   config = ConfigDict(dict(
     seed=0,

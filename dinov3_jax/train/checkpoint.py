@@ -185,7 +185,8 @@ def _check_model(folder: epath.Path, config: ConfigDict, advice: str):
   stored = stored_config(folder).model
   if "depths" in config.model:
     return  # shapes say all of a ConvNeXt
-  for path in UNSEEN_IN_SHAPES:
+  foreign = "callable" in config.model
+  for path in ("callable", "digest") if foreign else UNSEEN_IN_SHAPES:
     there, here = stored, config.model
     for key in path.split("."):
       there, here = there[key], here[key]

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from dinov3_jax.train.flops import StepFlops
+from dinov3_jax.costs.flops import StepFlops
 from dinov3_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)

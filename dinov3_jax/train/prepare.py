@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from dinov3_jax.data.lock import FolderLock
 from dinov3_jax.data.pipeline import Pipeline
 from dinov3_jax.data.sources import Source
+from dinov3_jax.models import foreign
 from dinov3_jax.train import checkpoint, compiler, processes, sharding
 from dinov3_jax.train.checkpoint import DamagedCheckpoint
 from dinov3_jax.train.images import open_images
@@ -92,6 +93,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
   """
   workdir = epath.Path(workdir).expanduser()
   check_settings(config)
+  config = with_backbone_digest(config)
   mesh = sharding.make_mesh(config)
   source = open_images(config, "train")
   pipeline = open_pipeline(config, source, mesh)
@@ -157,6 +159,19 @@ def with_digest(config: ConfigDict, teacher: Teacher | None) -> ConfigDict:
     return config
   config = config.copy_and_resolve_references()
   config.distill.digest = teacher.digest
+  return config
+
+
+def with_backbone_digest(config: ConfigDict) -> ConfigDict:
+  """The settings, with the digest of a backbone that is somebody else's network.
+
+  Raises:
+    ValueError, ModuleNotFoundError: it does not do what the settings say of it.
+  """
+  if "callable" not in config.model:
+    return config
+  config = config.copy_and_resolve_references()
+  config.model.digest = foreign.checked(config.model.to_dict())
   return config
 
 

@@ -75,7 +75,7 @@ def crops_of_step(config, shards: int, resolution: int = 0) -> tuple[list[Crops]
   skips = "depths" not in config.model  # a ConvNeXt computes what it then leaves out
 
   def trained(count, patches):
-    kept = max(int(count // shards * (1 - config.model.drop_path)), 1) * shards
+    kept = max(int(count // shards * (1 - config.model.get("drop_path", 0.0))), 1) * shards
     return Crops(count, kept if skips else count, patches)
 
   student = [trained(2 * images, big), trained(crops.locals * images, small)]
@@ -87,7 +87,7 @@ def step_flops(config, shards: int, resolution: int = 0, teacher=None) -> StepFl
 
   Student: forward and twice that backward; teacher and Gram teacher: forward. What
   rematerialisation and chunked losses compute again is not counted, nor are a ConvNeXt's depthwise
-  convolutions.
+  convolutions, nor what somebody else's network does.
 
   Args:
     config: of the run.
@@ -159,6 +159,8 @@ def flops_by_crops(configs: Sequence, shards: int, teacher=None
 
 
 def _embed(model, patches: int) -> int:
+  if "callable" in model:
+    return 0
   if "depths" in model:  # the first of four grids, in patches of 4 pixels
     return 2 * 64 * patches * 4**2 * model.in_channels * model.dims[0]
   return 2 * patches * model.patch_size**2 * model.in_channels * model.width
@@ -166,6 +168,8 @@ def _embed(model, patches: int) -> int:
 
 def _blocks(model, patches: int) -> int:
   """Forward through all blocks, for one crop."""
+  if "callable" in model:
+    return 0
   if "depths" in model:
     return _stages(model, patches)
   tokens = patches + 1 + model.storage_tokens
