@@ -79,7 +79,10 @@ def crops_of_step(config, shards: int, resolution: int = 0) -> tuple[list[Crops]
     return Crops(count, kept if skips else count, patches)
 
   student = [trained(2 * images, big), trained(crops.locals * images, small)]
-  return student, [Crops(2 * images, 2 * images, patches) for patches in (big, gram) if patches]
+  seen = [big]
+  if config.gram.teacher == "own":
+    seen.append(gram or big)
+  return student, [Crops(2 * images, 2 * images, patches) for patches in seen]
 
 
 def step_flops(config, shards: int, resolution: int = 0, teacher=None) -> StepFlops:

@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dinov3_jax import console, signals
-from dinov3_jax.train import checkpoint, compiler, processes, sharding
+from dinov3_jax.train import checkpoint, compiler, origin, processes, sharding
 from dinov3_jax.train.course import Course, Pause
 from dinov3_jax.train.durable import write_text
 from dinov3_jax.train.family import Family, prepare
@@ -224,7 +224,7 @@ def first_state(run: Run) -> TrainState:
     return state
   layout = jax.tree.map(lambda x: x.sharding, run.abstract_state)
   state = jax.jit(functools.partial(init_state, run.config), out_shardings=layout)()
-  return checkpoint.start(run.config, state)
+  return origin.start(run.config, state)
 
 
 def save_config(config: ConfigDict, workdir: epath.Path):
