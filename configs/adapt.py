@@ -14,8 +14,8 @@ pass. To also see what is forgotten, give a second source: --config.evals.genera
 the best step, --config.evals.best=knn_top1. --config.model.adapter_rank=16 trains low-rank adapters
 in place of the backbone's own weights.
 
-Cost: 10,000 steps of 256 images. From `vits16`, 36 TFLOP a step: 4 minutes of an H100 at 40 % of its
-peak for every 1,000 steps; on one GPU, --config.train.micro_batches says how much is in memory.
+Cost: 10,000 steps of 256 images. From `vits16`, 36 TFLOP a step: 15 minutes of an H100 at
+40 % of its peak; --config.train.micro_batches makes it need less memory.
 Expect: benchmarks/adapt.md has what it does to a small backbone on two other sources. It has not
 been run on a released one.
 Source: not in the paper or the reference. The phases and most values were chosen for this recipe;

@@ -51,9 +51,9 @@ def find(path: str) -> Origin:
   if not is_native(place):
     return Origin(path, place, settings, heads.sizes_of(place))
   folder = native.locate(place)
-  stored, there = native.stored_settings(folder), native.stored_arrays(folder)["teacher"]
+  stored = native.stored_settings(folder)
   sizes = {name: {key: stored[name.removesuffix("_head")][key] for key in SIZES}
-           for name in heads.NAMES if name in there}
+           for name in heads.NAMES}
   return Origin(path, folder, settings, sizes)
 
 
