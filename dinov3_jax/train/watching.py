@@ -37,14 +37,16 @@ class Watching:
       with self._forgiving(name, step):
         recorder(step, None, metrics)
 
-  def observe(self, step: int, state: TrainState):
-    """Lets the observers look at the state after a step, and writes down what they find."""
+  def observe(self, step: int, state: TrainState) -> dict[str, float]:
+    """Lets the observers look at the state after a step; writes down, and returns, what they
+    find."""
     found = {}
     for name, observer in self._observers.items():
       with self._forgiving(name, step):
         observer(step, state, found)
     if found:
       self.record(step, found)
+    return found
 
   def flush(self):
     """Makes what was recorded survive the death of this process."""
