@@ -5,21 +5,20 @@
 
 WEIGHTS is a variant, a key of `dinov3_jax.VARIANTS`, which means its published weights, or whatever
 `dinov3_jax.load` takes: an id of the Hugging Face hub, a folder, a `.pth` or `.safetensors` file, a
-run's folder. The network's settings, and the mean and deviation of the images, follow the weights.
+run's folder. The network's settings, and the mean and deviation of images, follow the weights.
 
-Released backbones have no heads. So at first the backbone is frozen, and fresh heads learn; then its
-rate and its decay rise; then all stays constant until the end. A frozen copy of the start holds the
-similarities of patches (Gram anchoring) and the direction of the CLS feature, both from one forward
-pass. To also see what is forgotten, give a second source: --config.evals.general=FOLDER, and to keep
-the best step, --config.evals.best=knn_top1. --config.model.adapter_rank=16 trains low-rank adapters
+Released backbones have no heads. So at first the backbone is frozen, and fresh heads learn; then
+its rate and its decay rise; then all stays constant until the end. A frozen copy of the start holds
+the similarities of patches (Gram anchoring) and the direction of the CLS feature, both from one
+forward pass. A second source shows what is forgotten: --config.evals.general=FOLDER; the best step
+is kept with --config.evals.best=knn_top1. --config.model.adapter_rank=16 trains low-rank adapters
 in place of the backbone's own weights.
 
-Cost: 10,000 steps of 256 images. From `vits16`, 36 TFLOP a step: 15 minutes of an H100 at
-40 % of its peak; --config.train.micro_batches makes it need less memory.
+Cost: 10,000 steps of 256 images. From `vits16`, 36 TFLOP a step: 15 minutes of an H100 at 40 % of
+its peak; --config.train.micro_batches makes it need less memory.
 Expect: benchmarks/adapt.md has what it does to a small backbone on two other sources. It has not
 been run on a released one.
-Source: not in the paper or the reference. The phases and most values were chosen for this recipe;
-docs/decisions.md says by which figures.
+Source: not in the paper or the reference. docs/decisions.md says what was tried.
 """
 
 from ml_collections import ConfigDict

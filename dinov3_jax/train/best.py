@@ -10,7 +10,7 @@ from etils import epath
 
 from dinov3_jax.train.durable import write_text
 from dinov3_jax.train.writer import Writer
-from dinov3_jax.weights.native import BEST, FOLDER
+from dinov3_jax.weights.places import BEST, FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 class Best:
   """Follows one metric, of which more is better, over a run's evaluations.
 
-  Every evaluated step is saved before it is looked at. The one with the highest value, of equals the
-  first, is kept beside the newest ones, and the small file `checkpoints/best` names it, which
+  Every evaluated step is saved before it is looked at. The one with the highest value, of equals
+  the first, is kept beside the newest ones, and the small file `checkpoints/best` names it, which
   `dinov3_jax.load` takes in the place of a checkpoint. After a restart all of it follows from the
   metrics that the run has written down.
   """

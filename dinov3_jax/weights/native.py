@@ -19,7 +19,7 @@ from etils import epath
 
 from dinov3_jax.models.partition import path_name
 from dinov3_jax.weights import checksums
-from dinov3_jax.weights.places import BEST, FOLDER, is_best
+from dinov3_jax.weights.places import FOLDER, is_best
 
 CHECKSUMS = "checksums"  # an item of checkpoints; those of earlier versions have none
 CAST_BYTES = 2**30  # of arrays that are read at once where each must then be cast
