@@ -7,7 +7,7 @@ WEIGHTS is as for `adapt.py`. The run's checkpoints hold the backbone as it was,
 the heads: a teacher for `distill.py`, with --config.distill.teacher=runs/heads. Its students need
 as many prototypes as it has: --config.dino.prototypes=8192 --config.ibot.prototypes=8192.
 
-Cost: 2,000 steps of 256 images. From `vits16`, 22 TFLOP a step: 2 minutes of an H100 at 40 % of its
+Cost: 2,000 steps of 256 images. From `vits16`, 14 TFLOP a step: 1 minute of an H100 at 40 % of its
 peak. No gradient reaches the backbone, and it has no moments.
 Expect: it has not been run at full length. Twice the steps in which `adapt.py` trains its heads.
 Source: the first phase of `adapt.py`.
