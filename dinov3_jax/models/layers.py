@@ -10,6 +10,7 @@ from flax import nnx
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec as P
 
+from dinov3_jax.models.adapters import Adapter
 from dinov3_jax.models.partition import shard_keys
 from dinov3_jax.models.rope import rotate
 
@@ -100,12 +101,16 @@ class Attention(nnx.Module):
   """
 
   def __init__(self, width: int, num_heads: int, qkv_bias: bool, proj_bias: bool, mask_k_bias: bool,
-               *, rngs: nnx.Rngs):
+               adapter_rank: int = 0, *, rngs: nnx.Rngs):
     self.num_heads = num_heads
     self.mask_k_bias = mask_k_bias and qkv_bias
     self.qkv = nnx.LinearGeneral(width, (3, width), use_bias=qkv_bias, kernel_init=init,
                                  dot_general=jax.lax.dot_general, rngs=rngs)
     self.proj = linear(width, width, proj_bias, rngs=rngs)
+    if adapter_rank:
+      self.qkv_adapter = Adapter(width, (3, width), adapter_rank, rngs=rngs)
+      self.proj_adapter = Adapter(width, (width,), adapter_rank, rngs=rngs)
+    self.adapted = adapter_rank > 0
 
   def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     """x [B, T, D], and the sine and cosine tables of its last N tokens -> [B, T, D]."""
@@ -115,11 +120,14 @@ class Attention(nnx.Module):
     if self.qkv.bias is not None:
       bias = self.qkv.bias[...]
       qkv += bias.at[1].set(0) if self.mask_k_bias else bias
+    if self.adapted:
+      qkv += self.qkv_adapter(x)
     # Not by indices: their gradient is a sum of padded parts, that of a split joins the parts.
     q, k, v = (a.reshape(b, t, self.num_heads, -1) for a in jnp.split(qkv, 3, axis=2))
     attend = attention if t < LONG else long_attention
     y = attend(*(a.astype(x.dtype) for a in (rotate(q, *rope), rotate(k, *rope), v)))
-    return self.proj(y.reshape(b, t, d))
+    y = y.reshape(b, t, d)
+    return self.proj(y) + self.proj_adapter(y) if self.adapted else self.proj(y)
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -280,10 +288,11 @@ class Block(nnx.Module):
 
   def __init__(self, *, width: int, num_heads: int, ffn: str, ffn_ratio: float, ffn_align: int,
                qkv_bias: bool, proj_bias: bool, ffn_bias: bool, mask_k_bias: bool, norm: str,
-               norm_eps: float, layerscale: float, rngs: nnx.Rngs):
+               norm_eps: float, layerscale: float, adapter_rank: int = 0, rngs: nnx.Rngs):
     scale = lambda: LayerScale(width, layerscale) if layerscale else None
     self.norm1 = make_norm(norm, width, norm_eps, rngs=rngs)
-    self.attn = Attention(width, num_heads, qkv_bias, proj_bias, mask_k_bias, rngs=rngs)
+    self.attn = Attention(width, num_heads, qkv_bias, proj_bias, mask_k_bias, adapter_rank,
+                          rngs=rngs)
     self.ls1 = scale()
     self.norm2 = make_norm(norm, width, norm_eps, rngs=rngs)
     self.mlp = make_ffn(ffn, width, ffn_ratio, ffn_align, ffn_bias, rngs=rngs)

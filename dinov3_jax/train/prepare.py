@@ -15,10 +15,10 @@ from dinov3_jax.data.lock import FolderLock
 from dinov3_jax.data.pipeline import Pipeline
 from dinov3_jax.data.sources import Source
 from dinov3_jax.models import foreign
-from dinov3_jax.train import checkpoint, compiler, processes, sharding
+from dinov3_jax.train import checkpoint, compiler, origin, processes, sharding
 from dinov3_jax.train.checkpoint import DamagedCheckpoint
 from dinov3_jax.train.images import open_images
-from dinov3_jax.train.inputs import Batch, fetch, open_held_out, open_pipeline
+from dinov3_jax.train.inputs import Batch, fetch, open_general, open_held_out, open_pipeline
 from dinov3_jax.train.settings import check_settings
 from dinov3_jax.train.state import Params, TrainState, init_state
 from dinov3_jax.train.step import make_train_step
@@ -35,6 +35,7 @@ class Run:
 
   Attributes:
     held_out: the images of its evaluations, None without any.
+    general: training and held-out images of a second source to evaluate, None without.
     first: a batch on the devices, and the pipeline's position after it.
     folder: of the checkpoint that it goes on from, None for a fresh start.
     damaged: newer checkpoints that cannot be trusted.
@@ -61,6 +62,7 @@ class Run:
   targets: Callable[[Params, Batch], Batch] | None = None
   restored: TrainState | None = None
   stopped: int = 0
+  general: tuple[Source, Source] | None = None
 
   @property
   def start(self) -> int:
@@ -96,7 +98,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
   config = with_backbone_digest(config)
   mesh = sharding.make_mesh(config)
   source = open_images(config, "train")
-  pipeline = open_pipeline(config, source, mesh)
+  pipeline, general = open_pipeline(config, source, mesh), open_general(config)
   check_writable(workdir)
   if jax.process_index() == 0:
     with lock(workdir):  # to refuse it now; the run takes it again
@@ -109,7 +111,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
   check_memory(mesh, config, [abstract_state], found)
   folder, position, damaged = find(config, workdir, abstract_state)
   if folder is None:
-    checkpoint.check_start(config, abstract_state)
+    origin.check(config, abstract_state)
   else:
     pipeline.set_state(position)
 
@@ -118,7 +120,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
   first = fetch(pipeline, mesh)
   train_step = traced_step(config, mesh, abstract_state, first[0], teacher, targets)
   return Run(config, workdir, source, open_held_out(config), pipeline, mesh, abstract_state,
-             train_step, first, folder, damaged, profile, teacher, targets)
+             train_step, first, folder, damaged, profile, teacher, targets, general=general)
 
 
 def check_memory(mesh: Mesh, config: ConfigDict, states: list[TrainState], found: Found | None):

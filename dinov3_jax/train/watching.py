@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
+from dinov3_jax.data.sources import Source
 from dinov3_jax.train import hooks
 from dinov3_jax.train.evaluation import Evaluation
 from dinov3_jax.train.health import Health
@@ -13,6 +14,8 @@ from dinov3_jax.train.prepare import Run
 from dinov3_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)
+
+GENERAL = "general/"  # before the names of what the second source's evaluation finds
 
 
 class Watching:
@@ -34,14 +37,16 @@ class Watching:
       with self._forgiving(name, step):
         recorder(step, None, metrics)
 
-  def observe(self, step: int, state: TrainState):
-    """Lets the observers look at the state after a step, and writes down what they find."""
+  def observe(self, step: int, state: TrainState) -> dict[str, float]:
+    """Lets the observers look at the state after a step; writes down, and returns, what they
+    find."""
     found = {}
     for name, observer in self._observers.items():
       with self._forgiving(name, step):
         observer(step, state, found)
     if found:
       self.record(step, found)
+    return found
 
   def flush(self):
     """Makes what was recorded survive the death of this process."""
@@ -87,11 +92,18 @@ def make_watching(run: Run) -> tuple[Watching, list[dict[str, float]]]:
       log.warning("%s cannot be set up (%s: %s); training goes on without", name,
                   type(error).__name__, " ".join(str(error).split())[:200])
 
+  def evaluate(name: str, bank: Source, held_out: Source, prefix: str = ""):
+    with_labels = bank.labels is not None and held_out.labels is not None
+    # What somebody's weights can do before the first step is what all later figures are held to.
+    fresh = not run.start and not config.init_from
+    done = run.start if fresh or not with_labels or f"{prefix}knn_top1" in last else None
+    add(observers, name, lambda: Evaluation(
+      config, run.workdir, run.mesh, bank, held_out, done=done, prefix=prefix))
+
   if run.held_out is not None:
-    with_labels = run.source.labels is not None and run.held_out.labels is not None
-    done = run.start if not run.start or not with_labels or "knn_top1" in last else None
-    add(observers, "evaluation", lambda: Evaluation(
-      config, run.workdir, run.mesh, run.source, run.held_out, done=done))
+    evaluate("evaluation", run.source, run.held_out)
+  if run.general is not None:
+    evaluate("general evaluation", *run.general, GENERAL)
   if config.health.images:
     add(observers, "health", lambda: Health(
       config, run.workdir, run.mesh, run.source if run.held_out is None else run.held_out,
