@@ -35,6 +35,8 @@ TASKS = {
   "spair": Task("3D", "keypoints:run", "SPair-71k with PairAnnotation/test"),
   "discovery": Task("objects", "discovery:run", "VOCdevkit/VOC2007 or VOC2012 with Annotations"),
   "tracking": Task("video", "tracking:run", "DAVIS with ImageSets/2017/val.txt"),
+  "actions": Task("video", "actions:run",
+                  "UCF101, SSv2 or Kinetics as downloaded, or train.csv and val.csv"),
   "oxford": Task("retrieval", "instances:oxford", "gnd_roxford5k.pkl (or rparis6k) and jpg/*.jpg"),
   "met": Task("retrieval", "artworks:run", "images/ and ground_truth/*.json"),
   "amstertime": Task("retrieval", "instances:amstertime", "new/0000.png and old/0000.jpg"),

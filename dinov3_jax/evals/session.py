@@ -172,15 +172,27 @@ class Session:
     return np.asarray(self.run(normalize(image, self.prepare.mean, self.prepare.std)[None])[0])
 
   def run(self, images) -> jax.Array:
-    """The normed patches of normalised images [B, H, W, 3], float32 [B, h, w, D]."""
+    """The normed patches of normalised images [B, H, W, 3], float32 [B, h, w, D].
+
+    The devices share the images; the last ones are repeated until each device has as many.
+    """
     rows, columns = (side // self.patch for side in images.shape[1:3])
-    tokens = self.model(jax.device_put(images, self._everywhere))["patches"]
-    return jnp.asarray(tokens, jnp.float32).reshape(len(images), rows, columns, -1)
+    count, place = len(images), None
+    if self.mesh is not None:
+      places = np.minimum(np.arange(-(-count // self.mesh.size) * self.mesh.size), count - 1)
+      images = np.asarray(images)[places]
+      place = NamedSharding(self.mesh, P(self.mesh.axis_names))
+    tokens = self.model(jax.device_put(images, place))["patches"]
+    tokens = jnp.asarray(tokens, jnp.float32).reshape(len(images), rows, columns, -1)
+    # On one device again: what tasks make of a few patches is not worth a program for many.
+    return tokens if self.mesh is None else jax.device_put(tokens, jax.devices()[0])[:count]
 
   @functools.cached_property
-  def _everywhere(self):
+  def mesh(self) -> jax.sharding.Mesh | None:
+    """The devices that the model is on; None if it is on one."""
     sharding = jax.tree.leaves(nnx.state(self.model))[0].sharding
-    return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
+    return (sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
+            else None)
 
 
 def whole(side: float, patch: int) -> int:
