@@ -34,7 +34,7 @@ TASKS = {
   "depth": Task("dense", "nyu:run", "nyu_train.txt, nyu_test.txt and what they name"),
   "spair": Task("3D", "keypoints:run", "SPair-71k with PairAnnotation/test"),
   "discovery": Task("objects", "discovery:run", "VOCdevkit/VOC2007 or VOC2012 with Annotations"),
-  "tracking": Task("video", "tracking:run", "DAVIS with ImageSets/2017/val.txt"),
+  "tracking": Task("video", "tracking:run", "DAVIS 2017, YouTube-VOS or MOSE as downloaded"),
   "actions": Task("video", "actions:run",
                   "UCF101, SSv2 or Kinetics as downloaded, or train.csv and val.csv"),
   "oxford": Task("retrieval", "instances:oxford", "gnd_roxford5k.pkl (or rparis6k) and jpg/*.jpg"),

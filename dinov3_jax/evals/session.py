@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dinov3_jax.data.crops import resize
+from dinov3_jax.data.decode import decode
 from dinov3_jax.data.preprocess import Preprocess
 from dinov3_jax.data.rows import read
 from dinov3_jax.data.walk import printable
@@ -170,6 +171,17 @@ class Session:
     if height is not None and image.shape[:2] != (height, width):
       image = resize(image, height, width)
     return np.asarray(self.run(normalize(image, self.prepare.mean, self.prepare.std)[None])[0])
+
+  def frames(self, paths: Sequence[os.PathLike], height: int, width: int) -> Iterator[np.ndarray]:
+    """The patches of images that are resized to one size, float32 [h, w, D] each, in order.
+
+    Each device takes an image at a time.
+    """
+    count = 1 if self.mesh is None else self.mesh.size
+    for start in range(0, len(paths), count):
+      images = [resize(decode(path, path), height, width) for path in paths[start:start + count]]
+      yield from np.asarray(self.run(normalize(np.stack(images), self.prepare.mean,
+                                               self.prepare.std)))
 
   def run(self, images) -> jax.Array:
     """The normed patches of normalised images [B, H, W, 3], float32 [B, h, w, D].
