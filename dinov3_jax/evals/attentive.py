@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dinov3_jax.evals.probe_grid import along, spread
+from dinov3_jax.evals.probe_grid import along, gathered, one_by_one, spread
 
 RATES = tuple(m * 10.0**e for e in (-4, -3) for m in (1, 2, 5))  # paper D.6
 DECAYS = (1e-3, 1e-2, 1e-1)
@@ -233,8 +233,7 @@ def train(batches: Iterable[tuple], steps: int, classes: int, rates: Sequence[fl
   losses = np.stack([np.asarray(value)[:len(grid)] for value in losses])
   if not np.isfinite(losses[-1]).any():
     raise ValueError("all probes diverge: their losses are not finite; are the features?")
-  params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[:len(grid)]), state[0])
-  return Probes(params, shape.heads, grid[:, 0], grid[:, 1], losses)
+  return Probes(gathered(state[0], len(grid)), shape.heads, grid[:, 0], grid[:, 1], losses)
 
 
 _ADAM = optax.scale_by_adam()
@@ -248,14 +247,7 @@ def _step(state, patches, times, labels, rates, decays, *, heads, mesh):
     found = logits(own, patches, times, heads)
     return optax.softmax_cross_entropy_with_integer_labels(found, labels).mean()
 
-  def of_some(params, *batch):  # one by one: their activations do not stand in memory together
-    return jax.lax.map(lambda own: jax.value_and_grad(loss)(own, *batch), params)
-
-  if mesh is not None:
-    own, all_ = (jax.sharding.PartitionSpec(*axes) for axes in ((mesh.axis_names,), ()))
-    of_some = jax.shard_map(of_some, mesh=mesh, in_specs=(own, all_, all_, all_), out_specs=own,
-                            check_vma=False)
-  value, gradient = of_some(params, patches, times, labels)
+  value, gradient = one_by_one(jax.value_and_grad(loss), mesh)(params, patches, times, labels)
   updates, moments = _ADAM.update(gradient, moments)
   changed = jax.tree.map(
       lambda p, u: p - along(rates, p) * (u + along(decays, p) * p), params, updates)

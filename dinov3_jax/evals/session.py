@@ -197,7 +197,7 @@ class Session:
     tokens = self.model(jax.device_put(images, place))["patches"]
     tokens = jnp.asarray(tokens, jnp.float32).reshape(len(images), rows, columns, -1)
     # On one device again: what tasks make of a few patches is not worth a program for many.
-    return tokens if self.mesh is None else jax.device_put(tokens, jax.devices()[0])[:count]
+    return tokens if self.mesh is None else jax.device_put(tokens, jax.local_devices()[0])[:count]
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh | None:

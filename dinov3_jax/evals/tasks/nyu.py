@@ -77,7 +77,7 @@ def run(session: Session) -> Result:
   train, test = (session.some(read_list(session, f"nyu_{name}.txt")) for name in ("train", "test"))
   rates, betas = one_cycle.depth(1.0, steps, WARMUP * steps // STEPS)
   probe = dense_probe.train(batches(session, train), rates, BINS, loss, betas=betas, dropout=0,
-                            clip=CLIP)
+                            clip=CLIP, mesh=session.mesh)
   found, cells = [[] for _ in probe.rates], []
   for image_path, depth_path in session.each(test, "images"):
     image, truth = decode(image_path, image_path), read_depth(depth_path)
