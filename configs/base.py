@@ -185,6 +185,10 @@ def get_config() -> ConfigDict:
       image_size=224,
       pictures=8,
       picture_size=224,  # of the images in them; larger than in training shows finer patches
+      # Of `python -m dinov3_jax.evaluate`: "tracking=/data/DAVIS"; "tracking" alone is on small
+      # data that are made from OpenMoji.
+      tasks=(),
+      task_limit=0,  # so many images, videos or pairs of a split; 0: all
     ),
   ))
   return config.lock()

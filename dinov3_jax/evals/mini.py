@@ -37,8 +37,8 @@ SETS = {  # by folder: what writes it, and the tasks that it is for
 }
 
 
-def write(out: str | os.PathLike, seed: int = 0, drawings=None, sets: Sequence[str] = tuple(SETS)
-          ) -> None:
+def write(out: str | os.PathLike, seed: int = 0, drawings=None, sets: Sequence[str] = tuple(SETS),
+          beside: bool = False) -> None:
   """Writes data sets into a new folder.
 
   Args:
@@ -46,13 +46,14 @@ def write(out: str | os.PathLike, seed: int = 0, drawings=None, sets: Sequence[s
     seed: equal seeds give equal files.
     drawings: in place of OpenMoji: RGBA pictures by index, with `labels` and `classes`.
     sets: which of `SETS`.
+    beside: the folder may hold other sets already.
 
   Raises:
     ValueError: the folder holds something, or OpenMoji's packages are missing.
     ModuleNotFoundError: PyAV is missing, and a set has videos.
   """
   out = pathlib.Path(out)
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+  if out.exists() and not beside and (not out.is_dir() or any(out.iterdir())):
     raise ValueError(f"{out} is there already: choose another --out")
   drawings = Drawings() if drawings is None else drawings
   for i, (name, (make, _)) in enumerate(SETS.items()):

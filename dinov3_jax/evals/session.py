@@ -6,7 +6,8 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,6 +66,7 @@ class Session:
     progress: show bars.
     stop: asked between batches whether to stop.
     left_out: names of damaged images, and why; the tasks go on without them.
+    settings: what a task is to do otherwise than in its protocol, by the names that it asks for.
   """
 
   model: nnx.Module
@@ -78,6 +80,7 @@ class Session:
   progress: bool = False
   stop: Callable[[], object] = lambda: False
   left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def digest(self) -> str:
@@ -88,6 +91,27 @@ class Session:
   def patch(self) -> int:
     """Side of a patch, in pixels."""
     return patch_side(self.model)
+
+  def options(self, **own) -> tuple[types.SimpleNamespace, list[str]]:
+    """A task's options, by name with what its protocol says, as `settings` changes them.
+
+    Returns:
+      The options, and a sentence for each that is not as in the protocol.
+
+    Raises:
+      ValueError: a value of another type.
+    """
+    result = dict(own)
+    for key in own.keys() & self.settings.keys():
+      value, kind = self.settings[key], type(own[key])
+      try:
+        if kind is bool and value not in (True, False, "true", "false"):
+          raise ValueError(value)
+        result[key] = value in (True, "true") if kind is bool else kind(value)
+      except ValueError as error:
+        raise ValueError(f"{key}={value} must be {kind.__name__}, like {own[key]}") from error
+    return types.SimpleNamespace(**result), [
+      f"{key} = {result[key]}, not {own[key]}" for key in own if result[key] != own[key]]
 
   def path(self, name: str, wanted: str) -> pathlib.Path:
     """A file or folder of the data; a LayoutError with `wanted`, the layout, if it is not there."""

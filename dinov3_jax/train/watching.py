@@ -11,6 +11,7 @@ from dinov3_jax.train.evaluation import Evaluation
 from dinov3_jax.train.health import Health
 from dinov3_jax.train.prepare import Run
 from dinov3_jax.train.state import TrainState
+from dinov3_jax.train.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,10 @@ def make_watching(run: Run) -> tuple[Watching, list[dict[str, float]]]:
     done = run.start if not run.start or not with_labels or "knn_top1" in last else None
     add(observers, "evaluation", lambda: Evaluation(
       config, run.workdir, run.mesh, run.source, run.held_out, done=done))
+  if config.evals.tasks and config.evals.every:
+    known = run.start and any(name.startswith("tasks/") for name in last)
+    add(observers, "tasks", lambda: Tasks(
+      config, run.workdir, run.mesh, done=run.start if known else None))
   if config.health.images:
     add(observers, "health", lambda: Health(
       config, run.workdir, run.mesh, run.source if run.held_out is None else run.held_out,

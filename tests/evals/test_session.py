@@ -77,6 +77,17 @@ def test_a_limit_takes_of_everything(session_of):
   assert session.some("ab") == ["a", "b"]
 
 
+def test_options(session_of):
+  session = session_of("DAVIS", settings=dict(frames="8", ratio=0.5, flip="true", other=1))
+  found, changed = session.options(frames=16, ratio=0.5, flip=False)
+  assert vars(found) == dict(frames=8, ratio=0.5, flip=True)
+  assert changed == ["frames = 8, not 16", "flip = True, not False"]
+  for settings, said in ((dict(frames="many"), "frames=many must be int, like 16"),
+                         (dict(flip="maybe"), "flip=maybe must be bool, like False")):
+    with pytest.raises(ValueError, match=said):
+      session_of("DAVIS", settings=settings).options(frames=16, flip=False)
+
+
 def test_sizes_and_layouts(session_of):
   session = session_of("DAVIS", size=20)
   with pytest.raises(ValueError, match=r"a size of 20 is no whole number .* of 8: take --size 16"):

@@ -22,7 +22,7 @@ VIEWS = (3, 2)  # squares along the longer side, and sets of frames that interle
 SHAPE = attentive.Shape()
 PAPER = {"vit7b16": {"UCF101": 93.5, "UCF101, 6 views": 93.5, "SSv2": 70.1, "SSv2, 6 views": 70.8,
                      "K400": 87.8, "K400, 6 views": 88.2}}  # table 6
-View = tuple[np.ndarray, np.ndarray]  # frames uint8 [FRAMES, S, S, 3], times [FRAMES]
+View = tuple[np.ndarray, np.ndarray]  # frames uint8 [T, S, S, 3], times [T]
 
 
 def run(session: Session) -> Result:
@@ -30,19 +30,22 @@ def run(session: Session) -> Result:
   name, classes, train, val = find(session)
   train, val = (split.of(session.some(range(len(split)))) for split in (train, val))
   size = session.side(SIZE)
+  own, changed = session.options(frames=FRAMES, batch=BATCH, **SHAPE.__dict__)
+  shape = attentive.Shape(own.width, own.heads, own.blocks, own.ratio)
   order = np.random.default_rng(0).permutation(len(train))
   held = min(max(round(HELD * len(train)), 1), len(train) - 1)
   choosing, fitting = train.of(order[:held]), train.of(order[held:])
-  batch = min(BATCH, len(fitting))
+  batch = min(own.batch, len(fitting))
   steps = session.steps or EPOCHS * (len(fitting) // batch)
-  probes = attentive.train(_features(session, batches(session, fitting, size, batch)), steps,
-                           len(classes), shape=SHAPE, mesh=session.mesh)
+  seen = batches(session, fitting, size, own.frames, batch)
+  probes = attentive.train(_features(session, seen), steps, len(classes), shape=shape,
+                           mesh=session.mesh)
   scores = [(probes.probabilities(*_tokens(session, views[:1])).argmax(-1)[:, 0] == label)
-            for views, label in _seen(session, choosing, size, (1, 1))]
+            for views, label in _seen(session, choosing, size, own.frames, (1, 1))]
   accuracy = _mean(scores, "choosing")
   best = int(np.argmax(accuracy))
   found, cells = [], []
-  for views, label in _seen(session, val, size, VIEWS):
+  for views, label in _seen(session, val, size, own.frames, VIEWS):
     probabilities = probes.probabilities(*_tokens(session, views), best)
     single, all_views = probabilities[0].argmax(), probabilities[1:].mean(0).argmax()
     found.append((single == label, all_views == label))
@@ -52,12 +55,12 @@ def run(session: Session) -> Result:
   views = VIEWS[0] * VIEWS[1]
   return Result(
     {name: float(single), f"{name}, {views} views": float(many)},
-    dict(frames=FRAMES, size=size, steps=steps, batch=batch, classes=len(classes), views=views,
-         probe=SHAPE.__dict__, train=len(fitting), choosing=len(choosing), val=len(found),
+    dict(frames=own.frames, size=size, steps=steps, batch=batch, classes=len(classes), views=views,
+         probe=shape.__dict__, train=len(fitting), choosing=len(choosing), val=len(found),
          chosen_with=100 * float(accuracy[best]),
          best=dict(rate=float(probes.rates[best]), decay=float(probes.decays[best]))),
     ["the probe's heads, its MLP, its first weights and AdamW's cosine are V-JEPA 2's: the paper "
-     "does not say them"]
+     "does not say them"] + changed
     + ["the first of UCF101's three splits: the paper does not say which"] * (name == "UCF101")
     + [f"frames of {size} pixels, not {SIZE}"] * (size != SIZE)
     + [f"{steps} steps, not {EPOCHS} epochs"] * (session.steps is not None)
@@ -65,10 +68,10 @@ def run(session: Session) -> Result:
     {f"{name}.png": grid([[cell] for cell in cells], columns=1)})
 
 
-def views_of(path, size: int, views: tuple[int, int] = VIEWS) -> list[View]:
+def views_of(path, size: int, frames: int = FRAMES, views: tuple[int, int] = VIEWS) -> list[View]:
   """The single view of a video, then those of each square and each set of frames.
 
-  The sets interleave: of FRAMES times their number evenly spaced frames, the first set has the
+  The sets interleave: of `frames` times their number evenly spaced ones, the first set has the
   first, the second set the second, and so on.
 
   Raises:
@@ -76,22 +79,22 @@ def views_of(path, size: int, views: tuple[int, int] = VIEWS) -> list[View]:
   """
   times = clips.frame_times(path)
   squares, sets = views
-  chosen = clips.spaced(len(times), FRAMES)
-  many = clips.spaced(len(times), FRAMES * sets)
+  chosen = clips.spaced(len(times), frames)
+  many = clips.spaced(len(times), frames * sets)
   every = np.unique(np.concatenate([chosen, many]) if views != (1, 1) else chosen)
-  frames = dict(zip(every, clips.read_frames(path, times[every])))
+  found = dict(zip(every, clips.read_frames(path, times[every])))
   share = clips.shares(times)
-  result = [(np.stack([clips.squares(frames[i], size)[0] for i in chosen]), share[chosen])]
+  result = [(np.stack([clips.squares(found[i], size)[0] for i in chosen]), share[chosen])]
   if views == (1, 1):
     return result
-  cut = {i: clips.squares(frames[i], size, squares) for i in np.unique(many)}
+  cut = {i: clips.squares(found[i], size, squares) for i in np.unique(many)}
   for place in range(squares):
     for own in (many[first::sets] for first in range(sets)):
       result.append((np.stack([cut[i][place] for i in own]), share[own]))
   return result
 
 
-def training_view(path, size: int, rng: np.random.Generator) -> View:
+def training_view(path, size: int, frames: int, rng: np.random.Generator) -> View:
   """Random frames of the whole video, one random window of all of them; never mirrored, for some
   actions differ from others by their direction.
 
@@ -99,17 +102,17 @@ def training_view(path, size: int, rng: np.random.Generator) -> View:
     DamagedImage: it cannot be read.
   """
   times = clips.frame_times(path)
-  chosen = clips.drawn(len(times), FRAMES, rng)
-  frames = clips.read_frames(path, times[chosen])
-  return np.stack(clips.random_square(frames, size, rng)), clips.shares(times)[chosen]
+  chosen = clips.drawn(len(times), frames, rng)
+  found = clips.read_frames(path, times[chosen])
+  return np.stack(clips.random_square(found, size, rng)), clips.shares(times)[chosen]
 
 
-def batches(session: Session, split: Split, size: int, batch: int, seed: int = 0
+def batches(session: Session, split: Split, size: int, count: int, batch: int, seed: int = 0
             ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
   """Endless batches of training views: frames uint8 [B, T, S, S, 3], times [B, T], labels [B].
 
-  Every video comes once an epoch, in a new order each. One that cannot be read is left out, and
-  another one of the batch stands in for it.
+  T is `count`, S is `size`, B is `batch`. Every video comes once an epoch, in a new order each. One
+  that cannot be read is left out, and another one of the batch stands in for it.
 
   Raises:
     DamagedImage: none of a batch can be read.
@@ -120,7 +123,7 @@ def batches(session: Session, split: Split, size: int, batch: int, seed: int = 0
     if str(split.paths[index]) in session.left_out:
       return None
     try:
-      return *training_view(split.paths[index], size, np.random.default_rng(seed)), index
+      return *training_view(split.paths[index], size, count, np.random.default_rng(seed)), index
     except DamagedImage as error:
       _leave_out(session, error)
       return error
@@ -151,7 +154,7 @@ def strip(frames: np.ndarray, found: str, truth: str) -> np.ndarray:
   return np.asarray(picture)
 
 
-def _seen(session: Session, split: Split, size: int, views: tuple[int, int]
+def _seen(session: Session, split: Split, size: int, frames: int, views: tuple[int, int]
           ) -> Iterator[tuple[list[View], int]]:
   """The views and the class of each video that can be read; two more are read meanwhile."""
   with ThreadPoolExecutor(2) as threads:
@@ -159,7 +162,7 @@ def _seen(session: Session, split: Split, size: int, views: tuple[int, int]
     for i in session.each(range(len(split)), "videos"):
       for j in range(i, min(i + 3, len(split))):
         if j not in reading:
-          reading[j] = threads.submit(views_of, split.paths[j], size, views)
+          reading[j] = threads.submit(views_of, split.paths[j], size, frames, views)
       try:
         yield reading[i].result(), split.labels[i]
       except DamagedImage as error:
