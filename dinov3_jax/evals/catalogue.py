@@ -32,6 +32,8 @@ TASKS = {
   "segmentation": Task("dense", "segmenting:run",
                        "VOCdevkit/VOC2012, ADEChallengeData2016, or leftImg8bit and gtFine"),
   "depth": Task("dense", "nyu:run", "nyu_train.txt, nyu_test.txt and what they name"),
+  "kitti": Task("dense", "kitti:run", "eigen_{train,test}_files_with_gt.txt, raw/ and "
+                "data_depth_annotated/"),
   "spair": Task("3D", "keypoints:run", "SPair-71k with PairAnnotation/test"),
   "discovery": Task("objects", "discovery:run", "VOCdevkit/VOC2007 or VOC2012 with Annotations"),
   "tracking": Task("video", "tracking:run", "DAVIS 2017, YouTube-VOS or MOSE as downloaded"),
