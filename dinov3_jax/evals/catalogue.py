@@ -27,7 +27,7 @@ TASKS = {
   "knn": Task("global", "folders:knn", "train/CLASS/*.jpg and val/CLASS/*.jpg"),
   "linear": Task("global", "folders:linear", "train/CLASS/*.jpg and val/CLASS/*.jpg"),
   "imagenet": Task("global", "imagenet:run",
-                   "train/WNID, val/WNID; imagenet-a, imagenet-r, sketch, imagenet-c, real.json"),
+                   "train/WNID, val/WNID; imagenet-{a,r,c}, sketch, real.json, objectnet-1.0"),
   "logistic": Task("global", "folders:logistic", "train/CLASS/*.jpg and test/CLASS/*.jpg (or val)"),
   "segmentation": Task("dense", "segmenting:run",
                        "VOCdevkit/VOC2012, ADEChallengeData2016, or leftImg8bit and gtFine"),
@@ -35,7 +35,8 @@ TASKS = {
   "kitti": Task("dense", "kitti:run", "eigen_{train,test}_files_with_gt.txt, raw/ and "
                 "data_depth_annotated/"),
   "spair": Task("3D", "keypoints:run", "SPair-71k with PairAnnotation/test"),
-  "discovery": Task("objects", "discovery:run", "VOCdevkit/VOC2007 or VOC2012 with Annotations"),
+  "discovery": Task("objects", "discovery:run",
+                    "VOCdevkit/VOC2007 or VOC2012, or COCO with coco_20k_filenames.txt"),
   "tracking": Task("video", "tracking:run", "DAVIS 2017, YouTube-VOS or MOSE as downloaded"),
   "actions": Task("video", "actions:run",
                   "UCF101, SSv2 or Kinetics as downloaded, or train.csv and val.csv"),
