@@ -208,6 +208,10 @@ def get_config() -> ConfigDict:
       # A metric of these evaluations, such as knn_top1 or general/knn_top1: `checkpoints/best` is
       # the checkpoint with its highest value, and is kept.
       best="",
+      # Of `python -m dinov3_jax.evaluate`: "tracking=/data/DAVIS"; "tracking" alone is on small
+      # data that are made from OpenMoji.
+      tasks=(),
+      task_limit=0,  # so many images, videos or pairs of a split; 0: all
     ),
   ))
   return config.lock()

@@ -12,6 +12,7 @@ from dinov3_jax.train.evaluation import Evaluation
 from dinov3_jax.train.health import Health
 from dinov3_jax.train.prepare import Run
 from dinov3_jax.train.state import TrainState
+from dinov3_jax.train.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,10 @@ def make_watching(run: Run) -> tuple[Watching, list[dict[str, float]]]:
     evaluate("evaluation", run.source, run.held_out)
   if run.general is not None:
     evaluate("general evaluation", *run.general, GENERAL)
+  if config.evals.tasks and config.evals.every:
+    known = run.start and any(name.startswith("tasks/") for name in last)
+    add(observers, "tasks", lambda: Tasks(
+      config, run.workdir, run.mesh, done=run.start if known else None))
   if config.health.images:
     add(observers, "health", lambda: Health(
       config, run.workdir, run.mesh, run.source if run.held_out is None else run.held_out,
