@@ -159,7 +159,13 @@ def get_config() -> ConfigDict:
       std=(0.229, 0.224, 0.225),
     ),
     data=dict(
-      source="tfds:imagenet2012",  # openmoji | tfds:NAME | a folder of images
+      # A folder of images, tars, zips, parquet, ArrayRecord, a list, a bucket, tfds:NAME, openmoji,
+      # or a mix.json; see docs/data.md.
+      source="tfds:imagenet2012",
+      # By name, several sources in its place, drawn by weight: each has a source and, if wanted, a
+      # split ("train"), a weight (without any, every image counts as much) and homogeneous=True,
+      # for batches from it alone; its weight is the share of these.
+      sources={},
       workers=8,  # processes; 0 decodes in threads of this one
       max_damaged=0.01,  # share of unreadable images that stops the run
       background="",  # colour behind transparent pixels ("white"); "": transparency is dropped
@@ -168,6 +174,11 @@ def get_config() -> ConfigDict:
       depth="high_byte",
       max_pixels=2**28,  # an image with more is not read; decoding takes up to 7 bytes a pixel
       big_pixels=2**26,  # images with more are decoded one at a time
+      cache_gb=0.0,  # of disk for what is read from buckets (10**9 bytes)
+      # Photographs much larger than their crops become smaller while they are decoded; not exact.
+      scaled_decoding=False,
+      resizer="exact",  # exact: Pillow's | fast: a third of the time, a tenth of a level off
+      colors="host",  # host | device: jitter, blur and solarization there; see docs/data.md
     ),
     train=dict(
       steps=125_000,

@@ -24,8 +24,8 @@ POSITIVE = (
 EVALUATION = ("evals.knn_k", "evals.knn_images", "evals.image_size", "evals.picture_size")
 ABOVE_ZERO = ("model.ffn_ratio", "model.norm_eps")
 NOT_NEGATIVE = (
-  "data.workers", "checkpoint.keep_every", "checkpoint.minutes", "evals.every", "evals.pictures",
-  "evals.task_limit",
+  "data.workers", "data.cache_gb", "checkpoint.keep_every", "checkpoint.minutes", "evals.every",
+  "evals.pictures", "evals.task_limit",
   "train.max_skipped_steps", "model.storage_tokens", "model.layerscale", "model.rope.base",
   "optim.freeze_last_layer_steps", "optim.patch_embed_lr_mult", "optim.dino_head_wd_mult",
   "health.images", "health.reference_at",
@@ -45,7 +45,7 @@ def check_settings(config: ConfigDict):
   """Raises a ValueError, one line, for settings that no other part of the code refuses in time."""
   problems = list(_no_numbers(config)) or [
     *_out_of_range(config), *_unknown(config), *_crops(config), *_gram(config),
-     *_adaptation(config), *_schedules(config), *_distillation(config), *_tasks(config)]
+    *_adaptation(config), *_schedules(config), *_distillation(config), *_tasks(config)]
   if problems:
     raise ValueError("; ".join(problems))
   has_gram_teacher(config)
