@@ -3,14 +3,17 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import jax
 
 from dinov3_jax.train import hooks
 from dinov3_jax.train.evaluation import Evaluation
 from dinov3_jax.train.health import Health
-from dinov3_jax.train.prepare import Run
 from dinov3_jax.train.state import TrainState
+
+if TYPE_CHECKING:
+  from dinov3_jax.train.prepare import Run
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +76,10 @@ class Watching:
                     type(error).__name__, text, count)
 
 
-def make_watching(run: Run) -> tuple[Watching, list[dict[str, float]]]:
+def make_watching(run: "Run") -> tuple[Watching, list[dict[str, float]]]:
   """What watches this run, and the metrics that it wrote down before it was stopped."""
   config, pictures = run.config, run.workdir / "pictures"
-  recorders, observers = {}, {}
+  recorders, looking = {}, {}
   past = hooks.read_lines(run.workdir / "metrics.jsonl", run.start)
   last = past[-1] if past and past[-1]["step"] == run.start else {}
 
@@ -87,15 +90,8 @@ def make_watching(run: Run) -> tuple[Watching, list[dict[str, float]]]:
       log.warning("%s cannot be set up (%s: %s); training goes on without", name,
                   type(error).__name__, " ".join(str(error).split())[:200])
 
-  if run.held_out is not None:
-    with_labels = run.source.labels is not None and run.held_out.labels is not None
-    done = run.start if not run.start or not with_labels or "knn_top1" in last else None
-    add(observers, "evaluation", lambda: Evaluation(
-      config, run.workdir, run.mesh, run.source, run.held_out, done=done))
-  if config.health.images:
-    add(observers, "health", lambda: Health(
-      config, run.workdir, run.mesh, run.source if run.held_out is None else run.held_out,
-      start=run.start, done=run.start if "rankme" in last else None))
+  for name, make in run.observers(last).items():
+    add(looking, name, make)
   if jax.process_index() == 0:
     add(recorders, "progress", lambda: hooks.progress(
       config.train.steps, config.train.batch_size, run.start))
@@ -104,5 +100,25 @@ def make_watching(run: Run) -> tuple[Watching, list[dict[str, float]]]:
     add(recorders, "TensorBoard", lambda: hooks.TensorBoard(
       run.workdir / "tensorboard", run.start, pictures, config.to_json(indent=2)))
   if run.profile:
-    add(observers, "profile", lambda: hooks.Profile(run.workdir / "profile", run.profile))
-  return Watching(recorders, observers), past
+    add(looking, "profile", lambda: hooks.Profile(run.workdir / "profile", run.profile))
+  return Watching(recorders, looking), past
+
+
+def observers(run: "Run", last: dict[str, float]) -> dict[str, Callable[[], hooks.Hook]]:
+  """What makes the hooks that look at the state of a run of pretraining, by their names.
+
+  Args:
+    run: that is about to start.
+    last: the metrics written down at the step where it starts, empty if there are none.
+  """
+  config, made = run.config, {}
+  if run.held_out is not None:
+    with_labels = run.source.labels is not None and run.held_out.labels is not None
+    done = run.start if not run.start or not with_labels or "knn_top1" in last else None
+    made["evaluation"] = lambda: Evaluation(
+      config, run.workdir, run.mesh, run.source, run.held_out, done=done)
+  if config.health.images:
+    made["health"] = lambda: Health(
+      config, run.workdir, run.mesh, run.source if run.held_out is None else run.held_out,
+      start=run.start, done=run.start if "rankme" in last else None)
+  return made
