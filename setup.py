@@ -17,7 +17,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["dinov3_jax*", "configs*"]),
-  package_data={"dinov3_jax.text": ["clip_merges.*"]},
+  package_data={"dinov3_jax.text": ["CLIP_LICENSE", "*.txt", "*.txt.gz"]},
   install_requires=[
     f"jax{JAX}",
     "flax>=0.12.8,<0.14",

@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     schedules=dict(lr=warmup_cosine(0.0, 7e-4, 0.0, warmup_steps=2000),
                    weight_decay=constant(1e-4)),
     optim=dict(b1=0.9, b2=0.99),
+    # Mean and deviation are set to the backbone's own when a run starts.
     images=dict(size=224, scale=(0.08, 1.0), horizontal_flip=True, mean=(0.485, 0.456, 0.406),
                 std=(0.229, 0.224, 0.225)),
     data=dict(

@@ -1,6 +1,6 @@
 """CLIP's tokenizer: byte pairs of lower-case text, 49,408 ids.
 
-The merges are OpenAI's (MIT license, see `clip_merges.LICENSE`) and come with this package.
+The merges are OpenAI's (MIT license, see `CLIP_LICENSE`) and come with this package.
 """
 
 import functools
@@ -38,6 +38,9 @@ class Tokenizer:
     self._ranks, self._ids = _vocabulary()
     self._texts = {i: text for text, i in self._ids.items()}
     self._of_part = functools.lru_cache(2**16)(self._encode_part)
+
+  def __reduce__(self):  # what it remembers stays here when it travels to workers
+    return Tokenizer, ()
 
   def __call__(self, texts: str | Sequence[str], context: int = CONTEXT) -> np.ndarray:
     """The ids of captions as a text tower takes them.

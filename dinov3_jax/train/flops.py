@@ -163,6 +163,17 @@ def flops_by_crops(configs: Sequence, shards: int, teacher=None
   return result
 
 
+def forward_flops(model, patches: int, embed: bool = True) -> int:
+  """Forward through a backbone, for one image; or through its blocks alone.
+
+  Args:
+    model: its settings.
+    patches: of the image.
+    embed: whether the patches are embedded, too.
+  """
+  return _blocks(model, patches) + (_embed(model, patches) if embed else 0)
+
+
 def _embed(model, patches: int) -> int:
   if "depths" in model:  # the first of four grids, in patches of 4 pixels
     return 2 * 64 * patches * 4**2 * model.in_channels * model.dims[0]

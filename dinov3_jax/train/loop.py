@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 import time
+from collections.abc import Callable
 
 import jax
 from etils import epath
@@ -25,8 +26,8 @@ from dinov3_jax.train.writer import Writer
 log = logging.getLogger(__name__)
 
 
-def train(config: ConfigDict, workdir: epath.PathLike, profile: int = 0
-          ) -> TrainState | dict[str, TrainState]:
+def train(config: ConfigDict, workdir: epath.PathLike, profile: int = 0,
+          prepare: Callable[..., Run | Family] = prepare) -> TrainState | dict[str, TrainState]:
   """Trains, or goes on where the run in `workdir` left off, and returns what `run` returns.
 
   Where nobody has set up logging, progress is printed; compiled programs are kept in a cache.
@@ -35,6 +36,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, profile: int = 0
     config: the settings.
     workdir: the run's folder; `~` is one's home.
     profile: the first step to trace; 0: none.
+    prepare: what makes a run of these; by default it pretrains or distils.
 
   Raises:
     ValueError, OSError, TooManyDamaged: from `prepare`; OSError, TooManyDamaged and

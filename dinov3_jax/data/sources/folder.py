@@ -67,6 +67,10 @@ class FolderSource:
   def __len__(self) -> int:
     return len(self._paths)
 
+  def paths(self) -> list[str]:
+    """The images' paths relative to the folder, in their order."""
+    return [os.fsdecode(bytes(path)) for path in self._paths]
+
   def __getitem__(self, index: int) -> dict:
     path = os.fsdecode(bytes(self._paths[index]))
     name = printable(path)
