@@ -144,10 +144,15 @@ def targets_flops(config, teacher, resolution: int = 0) -> float:
   return float(2 * config.train.batch_size * (backbone + dino + patches * ibot))
 
 
+def crop_sides(batch) -> tuple[int, int, int]:
+  """The sides of a batch's global, local and Gram crops, in pixels; 0 for those that it lacks."""
+  return tuple(batch[name].shape[2] if name in batch else 0
+               for name in ("global_crops", "local_crops", "gram_crops"))
+
+
 def flops_by_crops(configs: Sequence, shards: int, teacher=None
                    ) -> dict[tuple[int, int, int], StepFlops]:
-  """What is computed in a step at every resolution, by the sides of a batch's global, local and
-  Gram crops.
+  """What is computed in a step at every resolution, by the `crop_sides` of its batch.
 
   Args:
     configs: of the runs that take a step each on the same batch.
@@ -169,6 +174,17 @@ def _backward(config) -> int:
   if config.optim.freeze_backbone_steps < 0:
     return 0
   return 1 if config.model.get("adapter_rank") else 2
+
+
+def forward_flops(model, patches: int, embed: bool = True) -> int:
+  """Forward through a backbone, for one image; or through its blocks alone.
+
+  Args:
+    model: its settings.
+    patches: of the image.
+    embed: whether the patches are embedded, too.
+  """
+  return _blocks(model, patches) + (_embed(model, patches) if embed else 0)
 
 
 def _embed(model, patches: int) -> int:
