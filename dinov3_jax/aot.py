@@ -20,6 +20,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from dinov3_jax import arguments
 from dinov3_jax.main import UsageError, asks_for_help, fail, read
 
 SPARE = 0.1  # of the memory, below which a step does not count as fitting
@@ -70,16 +71,35 @@ class Report:
     return sum(self.sent.values()) / max(sum(self.least.values()), 1)
 
 
+def define() -> flags.FlagValues:
+  """The flags of the command, without values."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", None, "a recipe: a file, or the name of one of this "
+                                  "project", flag_values=values)
+  flags.DEFINE_string("topology", None, "as v5p:8x8x4", flag_values=values)
+  flags.DEFINE_integer("slices", 1, "how many such topologies, 1 by default", 1,
+                       flag_values=values)
+  flags.DEFINE_integer("resolution", None, "compile one entry of the lists of crop sizes alone, "
+                       "from 0 on", 0, flag_values=values)
+  flags.DEFINE_bool("fast", False, "compile with less effort", flag_values=values)
+  flags.DEFINE_bool("json", False, "print an object for each resolution", flag_values=values)
+  flags.DEFINE_string("hlo", None, "a file for the compiled program", flag_values=values)
+  return values
+
+
+def parser() -> arguments.Parser:
+  """What shows the flags; `parse` reads them."""
+  made, values = arguments.Parser("aot", __doc__), define()
+  arguments.add_flags(made, "what is compiled", values, config="RECIPE", topology="NAME",
+                      slices="N", resolution="N", fast=None)
+  made.add_argument("--config.KEY", metavar="VALUE", help="any setting of the recipe")
+  arguments.add_flags(made, "what comes out", values, json=None, hlo="FILE")
+  return made
+
+
 def parse(argv: list[str]) -> flags.FlagValues:
   """The command's flags: config, topology, slices, resolution (None: all), fast, json, hlo."""
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=values)
-  flags.DEFINE_string("topology", None, "As v5p:8x8x4.", flag_values=values)
-  flags.DEFINE_integer("slices", 1, "How many of them.", 1, flag_values=values)
-  flags.DEFINE_integer("resolution", None, "One alone.", 0, flag_values=values)
-  flags.DEFINE_bool("fast", False, "Compile with less effort.", flag_values=values)
-  flags.DEFINE_bool("json", False, "Print JSON.", flag_values=values)
-  flags.DEFINE_string("hlo", None, "A file for the compiled program.", flag_values=values)
+  values = define()
   rest = read(values, argv)
   if rest or not values.config or not values.topology:
     raise UsageError("usage: python -m dinov3_jax.aot --config=configs/vit7b.py "
@@ -195,7 +215,7 @@ def describe(r: Report) -> str:
 def main() -> int:
   """Runs the command; returns its exit code."""
   if asks_for_help(sys.argv):
-    print(__doc__)
+    parser().print_help()
     return 0
   try:
     values = parse(sys.argv)

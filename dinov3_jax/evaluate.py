@@ -41,18 +41,19 @@ def describe() -> str:
 def parser() -> arguments.Parser:
   """The command line."""
   result = arguments.Parser("evaluate", __doc__.format(tasks=describe()))
-  add = result.add_argument
-  add("tasks", metavar="TASK", nargs="+", choices=TASKS, help="see above")
+  result.add_argument("tasks", metavar="TASK", nargs="+", choices=list(TASKS), help="see above")
   arguments.add_model(result)
+  add = result.add_argument_group("where things lie").add_argument
   add("--data", metavar="DIR", required=True, type=os.path.expanduser)
   add("--out", metavar="DIR", type=os.path.expanduser, help="for results.json and pictures")
   add("--cache", metavar="DIR", type=os.path.expanduser,
       help="for features; by default OUT/features, or ~/.cache/dinov3_jax/features without --out")
+  add = result.add_argument_group("what a task does otherwise than in its protocol").add_argument
   add("--size", type=int, metavar="PIXELS",
       help="of images (frames: their short side), instead of each task's own")
   add("--limit", type=int, metavar="N", help="so many images, videos or pairs of a split")
   add("--steps", type=int, metavar="N", help="of trained probes, instead of each task's own")
-  add("--batch-size", type=int, default=32, metavar="IMAGES")
+  add("--batch-size", type=int, default=32, metavar="IMAGES", help="at once; 32 by default")
   return result
 
 

@@ -61,19 +61,26 @@ def find_images(arguments: Iterable[str]) -> list[str]:
   return list(found)
 
 
-def main() -> int:
-  parser = arguments.Parser("features", __doc__)
-  add = parser.add_argument
-  add("images", metavar="IMAGES", nargs="+", help="files, folders, globs")
-  arguments.add_model(parser)
+def parser() -> arguments.Parser:
+  """The command line."""
+  made = arguments.Parser("features", __doc__)
+  made.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, globs")
+  arguments.add_model(made)
+  add = made.add_argument_group("what comes out").add_argument
   add("--out", metavar="FILE", required=True, type=os.path.expanduser,
       help="a new .safetensors or .npy file")
-  add("--tokens", choices=["cls", "patches", "all"], default="cls")
+  add("--tokens", choices=["cls", "patches", "all"], default="cls",
+      help="the class token (default), the patches, or these and the storage tokens")
+  add("--store", choices=["float32", "float16"], default="float32", help="dtype of the file")
+  add = made.add_argument_group("how images go in").add_argument
   add("--size", type=arguments.size, metavar="SIDE|HEIGHT,WIDTH",
       help="in pixels; by default what the weights were trained with, or 224")
-  add("--batch-size", type=int, default=32, metavar="IMAGES")
-  add("--store", choices=["float32", "float16"], default="float32", help="dtype of the file")
-  args = parser.parse_intermixed_args()
+  add("--batch-size", type=int, default=32, metavar="IMAGES", help="at once; 32 by default")
+  return made
+
+
+def main() -> int:
+  args = parser().parse_intermixed_args()
   console.set_up(logging.WARNING)
 
   # Not before the command line is known to be right: it takes seconds.
