@@ -24,7 +24,11 @@ import os
 import sys
 
 from dinov3_jax import arguments
+from dinov3_jax.callable_module import make_callable
 from dinov3_jax.main import fail
+
+if __name__ != "__main__":
+  make_callable(__name__, "dinov3_jax.weights.exporting", "export")
 
 
 def __getattr__(name: str):

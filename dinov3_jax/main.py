@@ -19,13 +19,52 @@ if __name__ == "__main__":
   signals.exit_at_once("interrupted before the first step")
 
 import logging
+import os
 import re
 import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from dinov3_jax import __version__, arguments, console, recipes
+
+if TYPE_CHECKING:
+  from dinov3_jax.train.state import TrainState
+
+
+def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike,
+          settings: Mapping[str, Any] | None = None, *, profile: int = 0
+          ) -> "TrainState | dict[str, TrainState]":
+  """Trains, or goes on where the run in `workdir` left off, on all devices there are.
+
+  In a notebook a figure shows the loss, the accuracy and the newest picture as they come; elsewhere
+  there are a bar or lines. Interrupting it saves the state, and the same call goes on from there.
+
+  Args:
+    config: all settings; or a recipe's file, or the name of one of this project, as "quickstart".
+    workdir: the run's folder; `~` is one's home.
+    settings: what to change, such as {"train.steps": 100, "data.source": "photos"}.
+    profile: the first step to trace; 0: none.
+
+  Returns:
+    The last state; of several students, those of all of them by name.
+
+  Raises:
+    ValueError: settings that do not exist or do not fit together, or a source that cannot be
+      opened.
+    TypeError: a setting of the wrong kind.
+    OSError: a workdir that cannot be written, or that another process trains in.
+    FloatingPointError: too many steps in a row were not finite.
+    TooManyDamaged: images that cannot be read.
+  """
+  from dinov3_jax.train import loop  # takes seconds
+  if not isinstance(config, ConfigDict):
+    config = recipes.load(config, settings)
+  elif settings:
+    config = recipes.changed(config, settings)
+  return loop.train(config, os.fspath(workdir), profile)
 
 
 class UsageError(Exception):
