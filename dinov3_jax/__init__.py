@@ -23,7 +23,7 @@ _HOMES = {
 }
 # Modules that can be called; see `callable_module`.
 _MODULES = ("evaluate", "export", "features", "train")
-__all__ = sorted([*_HOMES, *_MODULES])  # noqa: PLE0605
+__all__ = sorted([*_HOMES, *_MODULES])
 
 
 def __getattr__(name):

@@ -1,7 +1,7 @@
 """Modules of this package that are functions, too.
 
-`dinov3_jax.train`, `features`, `evaluate` and `export` are modules, each of which can also be called
-as the function that it is named after: `dinov3_jax.train("quickstart", "runs/first")` and
+`dinov3_jax.train`, `features`, `evaluate` and `export` are modules, each of which can also be
+called as the function that it is named after: `dinov3_jax.train("quickstart", "runs/first")` and
 `dinov3_jax.train.loop` both work, in whichever order things are imported.
 """
 

@@ -94,7 +94,8 @@ def evaluate(tasks: str | Iterable[str], weights: str | os.PathLike, data: str |
     damaged image is left out, and the log says so.
 
   Raises:
-    ValueError: an unknown task, data that are laid out otherwise, and what `dinov3_jax.load` raises.
+    ValueError: an unknown task, data that are laid out otherwise, and what `dinov3_jax.load`
+      raises.
     OSError: files that cannot be read or written.
   """
   found = {}

@@ -12,9 +12,9 @@ from dinov3_jax.models.variants import channels, variant
 from dinov3_jax.weights import loading
 
 
-def open_model(weights: str | os.PathLike, name: str | None = None, size: int | tuple[int, int] | None = None,
-               dtype: str | None = None, mesh: jax.sharding.Mesh | None = None
-               ) -> tuple[nnx.Module, Preprocess]:
+def open_model(weights: str | os.PathLike, name: str | None = None,
+               size: int | tuple[int, int] | None = None, dtype: str | None = None,
+               mesh: jax.sharding.Mesh | None = None) -> tuple[nnx.Module, Preprocess]:
   """A model, and what its images must go through.
 
   Args:

@@ -12,9 +12,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dinov3_jax import console, signals
+from dinov3_jax.data.durable import write_text
 from dinov3_jax.train import checkpoint, compiler, processes, sharding
 from dinov3_jax.train.course import Course, Pause
-from dinov3_jax.train.durable import write_text
 from dinov3_jax.train.family import Family, prepare
 from dinov3_jax.train.flops import flops_by_crops
 from dinov3_jax.train.inputs import fetch
