@@ -6,6 +6,7 @@
   features    of files, folders or pictures
   evaluate    frozen features, by the protocols of the paper
   export      a model in a format that others read
+  recipes     by name or file: their settings
   VARIANTS    the sizes there are
 
 `help(dinov3_jax.main.train)` and so on say more.
@@ -21,8 +22,8 @@ _HOMES = {
     "load": "dinov3_jax.weights.loading",
     "preprocess": "dinov3_jax.data.preprocess",
 }
-# Modules that can be called; see `callable_module`.
-_MODULES = ("evaluate", "export", "features", "train")
+# Most of them can be called; see `callable_module`.
+_MODULES = ("evaluate", "export", "features", "recipes", "train")
 __all__ = sorted([*_HOMES, *_MODULES])
 
 

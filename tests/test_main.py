@@ -205,7 +205,7 @@ def test_the_function_trains_recipes_with_changes(config, tmp_path, stand_in, mo
   assert dinov3_jax.train(made, tmp_path / "run", {"train.steps": 6}).step == 6
   assert made.train.steps == 4
   for settings, wrong in (({"train.stepz": 4}, "did you mean train.steps"),
-                          ({"train.batch_size": 3}, "koleo.group")):
+                          ({"crops.global_sizes": (20,)}, "crop size 20")):
     with pytest.raises(ValueError, match=wrong):
       dinov3_jax.train(config, tmp_path / "other", small | settings)
   with pytest.raises(ValueError, match="no config file nothing: give a file, or one of"):
