@@ -50,6 +50,7 @@ setup(
   extras_require={
     "tpu": [f"jax[tpu]{JAX}"],
     "cuda": [f"jax[cuda13]{JAX}"],
+    "cuda12": [f"jax[cuda12]{JAX}"],  # for drivers that are older than CUDA 13
     # tensorflow-datasets imports importlib_resources without asking for it.
     "tfds": ["tensorflow-datasets>=4.9.9,<5", "array_record>=0.8,<1", "importlib_resources>=6,<8"],
     "ray": ["ray[data]>=2.60,<3"],
