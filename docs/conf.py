@@ -34,6 +34,7 @@ napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_rtype, napoleon_use_ivar = False, True
 # `name` in a docstring is code, and a link where it names something that the site describes.
 default_role = "py:obj"
+smartquotes = False  # quotes are code's, mostly
 
 
 def as_rst(app, what, name, obj, options, lines):
@@ -42,6 +43,8 @@ def as_rst(app, what, name, obj, options, lines):
   text = "\n".join(_as_one_paragraph(lines))
   pieces = re.split(r"(`[^`]*`)", text)
   pieces[::2] = [re.sub(r"[*|\\]|(?<=\w)_(?=\W|$)", r"\\\g<0>", piece) for piece in pieces[::2]]
+  pieces[1::2] = [piece if re.fullmatch(r"`[\w.]+`", piece) else f"`{piece}`"
+                  for piece in pieces[1::2]]  # only names can be links
   # "`Name`s" is one word.
   pieces[2::2] = [re.sub(r"^(?=\w)", r"\\ ", piece) for piece in pieces[2::2]]
   text = "".join(pieces)

@@ -28,8 +28,8 @@ if importlib.util.find_spec("dinov3_jax") is None:  # on Colab; elsewhere you ha
 
 # %% [markdown]
 # The weights are those of the notebook *train*; where there are none, a shorter training makes some.
-# With the licence of Meta's accepted on the Hugging Face hub, and `huggingface-cli login`, take
-# `WEIGHTS = "facebook/dinov3-vits16-pretrain-lvd1689m"` and `SIZE = 448`.
+# Once you have accepted Meta's licence on the Hugging Face hub, and logged in with `hf auth login`,
+# take `WEIGHTS = "facebook/dinov3-vits16-pretrain-lvd1689m"` and `SIZE = 448` instead.
 
 # %% tags=["parameters"]
 WEIGHTS = "runs/quickstart"
@@ -38,7 +38,6 @@ IMAGES = 9  # that are drawn
 SETTINGS = {"train.steps": 200}  # of the training, if there must be one
 
 # %%
-import os
 import dinov3_jax, jax
 
 if WEIGHTS == "runs/quickstart" and not os.path.exists(WEIGHTS):

@@ -49,7 +49,7 @@ class LiveFigure(LogLine):
     if not metrics:
       return
     self._rows[step] = self._rows.get(step, {}) | metrics
-    self._text, self._stale = self.describe(step, metrics) or self._text, True
+    self._text, self._stale = self.describe(step, self._rows[step]) or self._text, True
     if time.perf_counter() - self._drawn >= EVERY:
       self._draw()
 
@@ -99,7 +99,8 @@ def _curves(axes, rows: dict[int, dict[str, float]], steps: int):
         break
       side = axes.twinx()
     values = [rows[step][name] for step in at]
-    side.plot(at, values, color=colour, marker="o" if len(at) < 20 else None, markersize=3)
+    side.plot(at, values, color=colour, marker="o" if len(at) < 20 else None, markersize=3,
+              clip_on=False)
     side.set_ylabel(name, color=colour)
   axes.set_xlim(0, steps)
   axes.set_xlabel("step")
