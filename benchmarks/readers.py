@@ -93,7 +93,8 @@ def main():
       line = f"| {kind} | {read(source, order):.1f} |"
       if getattr(source, "blocks", None) is not None:
         shuffled = BlockShuffle(source.blocks, 0)
-        line += f" {read(source, [shuffled(0, n) for n in range(len(source))]):.1f} in its own order"
+        order = [shuffled(0, n) for n in range(len(source))]
+        line += f" {read(source, order):.1f} in its own order"
       print(line)
     (root / "tars").mkdir()
     data = picture(np.random.default_rng(0))[:500]

@@ -109,10 +109,10 @@ class PartMaker:
       index = self.order(step, number)
       if self._is_mixture:
         shares[self.source.part(index)] += 1
-      image, messages = self._read(index)
+      item, messages = read_or_next(self.source, self.order, index)
       replaced += bool(messages)
       damaged += messages
-      for name, crops in crop(image, self._rng(CROPS, number)).items():
+      for name, crops in crop(item["image"], self._rng(CROPS, number)).items():
         arrays[name][i] = crops
     begun = [shard for i, shard in enumerate(self.local_shards) if i * of_shard in mine]
     masks = self._masks(step, begun, crop) if begun else {}
@@ -138,18 +138,6 @@ class PartMaker:
   def _rng(self, purpose: int, *number: int) -> np.random.Generator:
     return np.random.default_rng([self.seed, purpose, *number])
 
-  def _read(self, index: int) -> tuple[np.ndarray, list[str]]:
-    """The image at `index`, or the next one that can be read, and why those before cannot."""
-    damaged = []
-    for _ in range(len(self.source)):
-      try:
-        return self.source[index]["image"], damaged
-      except DamagedImage as error:
-        damaged.append(str(error))
-        index = self.order.after(index)
-    raise TooManyDamaged(f"none of the {len(self.source):,} images can be read ({damaged[0]}); "
-                         "check the data set")
-
   def _masks(self, step: int, of_shards: Sequence[int], crop: MultiCrop) -> dict[str, np.ndarray]:
     masks, indices, weights = zip(*(
       shard_masks(self._rng(MASKS, step, shard), self.batch_size // self.shards,
@@ -160,13 +148,32 @@ class PartMaker:
             "mask_weights": np.stack(weights)}
 
 
+def read_or_next(source: Source, order: Shuffle | BlockShuffle | Mixed, index: int
+                 ) -> tuple[dict, list[str]]:
+  """The item at `index`, or the next one that can be read, and why those before cannot.
+
+  Raises:
+    TooManyDamaged: none can be read.
+  """
+  damaged = []
+  for _ in range(len(source)):
+    try:
+      return source[index], damaged
+    except DamagedImage as error:
+      damaged.append(str(error))
+      index = order.after(index)
+  raise TooManyDamaged(f"none of the {len(source):,} images can be read ({damaged[0]}); "
+                       "check the data set")
+
+
 class Pipeline:
   """An endless iterator of batches, whose position is one number.
 
-  `next()` gives a dict of numpy arrays: `global_crops` [b, 2, G, G, 3] and `local_crops`
-  [b, L, l, l, 3] uint8, `gram_crops` [b, 2, g, g, 3] uint8 where there are any, `masks` [b, 2, N]
-  bool, `mask_indices` int32 and `mask_weights` float32 [s, M]; b images and s data shards are this
-  process's part of the whole batch.
+  `next()` gives a dict of numpy arrays, as its maker makes it. From `make_pipeline` they are
+  `global_crops` [b, 2, G, G, 3] and `local_crops` [b, L, l, l, 3] uint8, `gram_crops`
+  [b, 2, g, g, 3] uint8 where there are any, `masks` [b, 2, N] bool, `mask_indices` int32 and
+  `mask_weights` float32 [s, M]; b images and s data shards are this process's part of the whole
+  batch.
   """
 
   def __init__(self, maker: PartMaker, workers: int, max_damaged: float):
@@ -207,7 +214,7 @@ class Pipeline:
           if name not in batch:
             batch[name] = np.empty((self._maker.images, *array.shape[1:]), array.dtype)
           shared_memory.own(array, batch[name][at : at + len(array)])
-      at += len(part["global_crops"])
+      at += next(len(array) for name, array in part.items() if not name.startswith("mask"))
     return batch | {name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
                     for name, arrays in small.items()}
 
@@ -321,6 +328,20 @@ def _explain(error: Exception) -> DataError:
   return DataError(f"no more batches can be made: {reason}")
 
 
+def check_stream(batch_size: int, shards: int, seed: int, workers: int, max_damaged: float):
+  """Raises a ValueError for numbers of which no stream can be made; see `make_pipeline`."""
+  if batch_size < 1 or batch_size % shards:
+    raise ValueError(f"a batch of {batch_size} images cannot be spread over {shards} data shards; "
+                     f"take a multiple of {shards}")
+  if workers < 0:
+    raise ValueError(f"workers (data.workers) is {workers}: take a number of processes, or 0 for "
+                     "threads of this one")
+  if not 0 <= max_damaged <= 1:
+    raise ValueError(f"max_damaged {max_damaged} must be a share of the images, in [0, 1]")
+  if not 0 <= seed < 2**32:
+    raise ValueError(f"seed {seed} must lie in [0, 2**32)")
+
+
 def make_pipeline(source: Source, multi_crops: Sequence[MultiCrop], size_weights: Sequence[float],
                   batch_size: int, *, shards: int = 1, seed: int = 0, workers: int = 0,
                   mask_probability: float = 0.5, mask_ratio: tuple[float, float] = (0.1, 0.5),
@@ -359,16 +380,7 @@ def make_pipeline(source: Source, multi_crops: Sequence[MultiCrop], size_weights
                      "give one weight for each")
   if min(size_weights) < 0 or abs(sum(size_weights) - 1) > 1e-6:
     raise ValueError(f"size weights {size_weights} must be probabilities with a sum of 1")
-  if batch_size < 1 or batch_size % shards:
-    raise ValueError(f"a batch of {batch_size} images cannot be spread over {shards} data shards; "
-                     f"take a multiple of {shards}")
-  if workers < 0:
-    raise ValueError(f"workers (data.workers) is {workers}: take a number of processes, or 0 for "
-                     "threads of this one")
-  if not 0 <= max_damaged <= 1:
-    raise ValueError(f"max_damaged {max_damaged} must be a share of the images, in [0, 1]")
-  if not 0 <= seed < 2**32:
-    raise ValueError(f"seed {seed} must lie in [0, 2**32)")
+  check_stream(batch_size, shards, seed, workers, max_damaged)
   mask_counts(0, 0, mask_probability, mask_ratio)  # raises now rather than in a worker
   maker = PartMaker(
     source, multi_crops, size_weights, batch_size, shards, seed, mask_probability,

@@ -31,6 +31,22 @@ def open_held_out(config: ConfigDict) -> Source | None:
     return None
 
 
+def open_general(config: ConfigDict) -> tuple[Source, Source] | None:
+  """The second source that evaluations see, its training and its held-out images; None without.
+
+  Raises:
+    ValueError, OSError: it cannot be opened; it was asked for, so that no run should start without.
+  """
+  if not config.evals.general:
+    return None
+  config = config.copy_and_resolve_references()
+  config.data.source, config.data.sources = config.evals.general, ConfigDict()
+  try:
+    return open_images(config, "train"), open_images(config, "val")
+  except (ValueError, OSError) as error:
+    raise type(error)(f"evals.general={config.evals.general}: {error}") from error
+
+
 def make_multi_crops(config: ConfigDict) -> list[MultiCrop]:
   """What cuts the crops of an image, for each resolution.
 

@@ -41,3 +41,10 @@ def test_images_of_a_source(tmp_path, monkeypatch):
     images_of_source(spec, "test", classes)
   with pytest.raises(LayoutError, match="has other classes in its split val"):
     images_of_source(spec, "val", ["a", "c"])
+
+
+def test_other_folders_are_refused_or_left_out(mini_data):
+  with pytest.raises(LayoutError, match="has a class boxes that the training set does not have"):
+    folders.images_of(mini_data / "folders/val", ["discs", "crosses"])
+  images, labels = folders.images_of(mini_data / "folders/val", ["discs", "crosses"], others=True)
+  assert len(images) == 8 and set(labels) == {0, 1}

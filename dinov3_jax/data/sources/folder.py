@@ -67,6 +67,10 @@ class FolderSource:
   def __len__(self) -> int:
     return len(self._paths)
 
+  def paths(self) -> list[str]:
+    """The images' paths relative to the folder, in their order."""
+    return [os.fsdecode(bytes(path)) for path in self._paths]
+
   def _path(self, index: int) -> str:
     return os.fsdecode(bytes(self._paths[index]))
 
