@@ -3,8 +3,8 @@
   python benchmarks/parts.py [--batch-size 512] [--workers 2]
 
 For each size of a part: seconds to the first batch, shared memory that parts may take while they
-wait, and the CPU time of the main process for an image. Images are of one colour, so that nothing is
-spent on decoding them.
+wait, and the CPU time of the main process for an image. Images are of one colour, so that nothing
+is spent on decoding them.
 """
 
 import argparse
