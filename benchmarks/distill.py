@@ -68,7 +68,8 @@ STUDENTS = dict(ViT=recipe, ConvNeXt=convnext_recipe)
 def trained(config: ConfigDict, folder: pathlib.Path) -> dict:
   """The backbone of the run's average, after its last step."""
   began = time.monotonic()
-  loop.train(config, folder)
+  if int(loop.train(config, folder).step) < config.train.steps:
+    raise SystemExit(f"{folder.name} was stopped; the same command goes on from there")
   print(f"{folder.name}: {time.monotonic() - began:.0f} s", flush=True)
   return checkpoint.restore_teacher(folder)[0]["backbone"]
 
