@@ -17,6 +17,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["dinov3_jax*", "configs*"]),
+  package_data={"dinov3_jax.text": ["CLIP_LICENSE", "*.txt", "*.txt.gz"]},
   install_requires=[
     f"jax{JAX}",
     "flax>=0.12.8,<0.14",
@@ -34,6 +35,8 @@ setup(
     "huggingface_hub>=1,<3",
     "tensorboardX>=2.6.4,<3",
     "rich>=14,<16",
+    "ftfy>=6.3,<7",
+    "regex>=2025.9",
   ],
   extras_require={
     "tpu": [f"jax[tpu]{JAX}"],

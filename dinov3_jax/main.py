@@ -21,6 +21,7 @@ import os
 import re
 import runpy
 import sys
+from collections.abc import Callable
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -131,7 +132,7 @@ def main() -> int:
     processes.join(values.distributed)
     if jax.process_index():
       console.set_up(logging.WARNING)  # one voice is enough
-    run = loop.prepare(values.config, values.workdir, values.profile)
+    run = preparing(values.config)(values.config, values.workdir, values.profile)
   except (ValueError, OSError, ImportError, TooManyDamaged) as error:
     return fail(error)
   try:
@@ -143,6 +144,15 @@ def main() -> int:
       raise
     return fail(compiler.explain(error))
   return 128 + run.stopped if run.stopped else 0
+
+
+def preparing(config: ConfigDict) -> Callable:
+  """What makes a run of a recipe: of text, if it has a section for that, else of images alone."""
+  if "text" in config:
+    from dinov3_jax.text.training import prepare_text
+    return prepare_text
+  from dinov3_jax.train import loop
+  return loop.prepare
 
 
 def asks_for_help(argv: list[str]) -> bool:

@@ -156,7 +156,8 @@ def channels(model: VisionTransformer | ConvNeXt) -> int:
 
 
 # What no trained model shows: initial values, and what only training uses.
-UNSEEN = {"self", "rngs", "layerscale", "drop_path", "untie_global_and_local_cls_norm"}
+UNSEEN = {"self", "rngs", "layerscale", "drop_path", "untie_global_and_local_cls_norm",
+          "adapter_rank"}
 UNSEEN_ROPE = {"shift", "jitter", "rescale", "dtype"}
 
 

@@ -39,8 +39,8 @@ class VisionTransformer(nnx.Module):
                ffn_bias: bool = True, mask_k_bias: bool = False, norm: str = "layernorm",
                norm_eps: float = 1e-6, layerscale: float = 1e-5, drop_path: float = 0.0,
                storage_tokens: int = 0, untie_cls_and_patch_norms: bool = False,
-               untie_global_and_local_cls_norm: bool = False, rope: dict | None = None,
-               rngs: nnx.Rngs):
+               untie_global_and_local_cls_norm: bool = False, adapter_rank: int = 0,
+               rope: dict | None = None, rngs: nnx.Rngs):
     if width % num_heads:
       raise ValueError(f"model.width {width} is not a multiple of model.num_heads {num_heads}")
     self.patch_size = patch_size
@@ -63,7 +63,7 @@ class VisionTransformer(nnx.Module):
       return Block(width=width, num_heads=num_heads, ffn=ffn, ffn_ratio=ffn_ratio,
                    ffn_align=ffn_align, qkv_bias=qkv_bias, proj_bias=proj_bias, ffn_bias=ffn_bias,
                    mask_k_bias=mask_k_bias, norm=norm, norm_eps=norm_eps, layerscale=layerscale,
-                   rngs=rngs)
+                   adapter_rank=adapter_rank, rngs=rngs)
 
     self.blocks = make_blocks(rngs)
     make = lambda: make_norm(norm, width, norm_eps, rngs=rngs)
