@@ -20,24 +20,46 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from dinov3_jax import arguments
 from dinov3_jax.main import UsageError, asks_for_help, fail, read
 
 SPARE = 0.1  # of the memory, below which a step does not count as fitting
 
 
+def define() -> flags.FlagValues:
+  """The flags of the command, without values."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", None, "a recipe: a file, or the name of one of this "
+                                  "project", flag_values=values)
+  config_flags.DEFINE_config_file("teacher", None, "the recipe of a frozen one",
+                                  flag_values=values)
+  flags.DEFINE_string("topology", None, "as v5p:8x8x4", flag_values=values)
+  flags.DEFINE_integer("slices", 1, "how many such topologies, 1 by default", 1,
+                       flag_values=values)
+  flags.DEFINE_integer("resolution", None, "compile one entry of the lists of crop sizes alone, "
+                       "from 0 on", 0, flag_values=values)
+  flags.DEFINE_string("part", None, "compile the teacher or one student alone, by its name",
+                      flag_values=values)
+  flags.DEFINE_bool("fast", False, "compile with less effort", flag_values=values)
+  flags.DEFINE_bool("json", False, "print an object for each resolution", flag_values=values)
+  flags.DEFINE_string("hlo", None, "a file for the compiled program", flag_values=values)
+  return values
+
+
+def parser() -> arguments.Parser:
+  """What shows the flags; `parse` reads them."""
+  made, values = arguments.Parser("aot", __doc__), define()
+  arguments.add_flags(made, "what is compiled", values, config="RECIPE", teacher="RECIPE",
+                      topology="NAME", slices="N", resolution="N", part="NAME", fast=None)
+  made.add_argument("--config.KEY", metavar="VALUE", help="any setting of the recipe")
+  arguments.add_flags(made, "what comes out", values, json=None, hlo="FILE")
+  return made
+
+
 def parse(argv: list[str]) -> flags.FlagValues:
   """The command's flags: config, teacher, topology, slices, resolution and part (None: all), fast,
   json, hlo."""
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=values)
-  config_flags.DEFINE_config_file("teacher", None, "Of a frozen one.", flag_values=values)
-  flags.DEFINE_string("topology", None, "As v5p:8x8x4.", flag_values=values)
-  flags.DEFINE_integer("slices", 1, "How many of them.", 1, flag_values=values)
-  flags.DEFINE_integer("resolution", None, "One alone.", 0, flag_values=values)
-  flags.DEFINE_string("part", None, "The teacher or one student alone.", flag_values=values)
-  flags.DEFINE_bool("fast", False, "Compile with less effort.", flag_values=values)
-  flags.DEFINE_bool("json", False, "Print JSON.", flag_values=values)
-  flags.DEFINE_string("hlo", None, "A file for the compiled program.", flag_values=values)
+  values = define()
   rest = read(values, argv)
   if rest or not values.config or not values.topology:
     raise UsageError("usage: python -m dinov3_jax.aot --config=configs/vit7b.py "
@@ -103,7 +125,7 @@ def describe(r) -> str:
 def main() -> int:
   """Runs the command; returns its exit code."""
   if asks_for_help(sys.argv):
-    print(__doc__)
+    parser().print_help()
     return 0
   try:
     values = parse(sys.argv)

@@ -1,6 +1,5 @@
 """The parts of a transformer block."""
 
-import functools
 import itertools
 from collections.abc import Callable
 
@@ -91,7 +90,7 @@ class ConvStem(nnx.Module):
     x = x.astype(self.proj.kernel.dtype)
     for i in self.convs:
       x = gelu(self.norms[i](self.convs[i](x)))
-    return self.proj(x.reshape(x.shape[0], -1, x.shape[-1]))
+    return self.proj(x.reshape(x.shape[0], -1, x.shape[-1])).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -197,23 +196,6 @@ def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool = 
   is_padding = (jnp.arange(tokens + padding) >= tokens).astype(jnp.int32)
   segments = splash_attention.SegmentIds(is_padding, is_padding)  # one does not see the other
   return jax.vmap(kernel, (0, 0, 0, None))(q, k, v, segments)[:, :, :tokens].swapaxes(1, 2)
-
-
-def inference_dot(lhs: jax.Array, rhs: jax.Array, dimensions, precision=None, **options
-                  ) -> jax.Array:
-  """`lax.dot_general` whose product of bfloat16 is in float32, for layers to round it when done.
-
-  On a CPU the factors, too, are in float32, which changes no product and is faster unless the CPU
-  has instructions for bfloat16. It is for forward passes alone; a rematerialisation policy would
-  not recognise it.
-  """
-  dot = functools.partial(jax.lax.dot_general, dimension_numbers=dimensions, precision=precision,
-                          **options)
-  if lhs.dtype != jnp.bfloat16:
-    return dot(lhs, rhs)
-  return jax.lax.platform_dependent(
-    lhs, rhs, cpu=lambda lhs, rhs: dot(lhs.astype(jnp.float32), rhs.astype(jnp.float32)),
-    default=lambda lhs, rhs: dot(lhs, rhs).astype(jnp.float32))
 
 
 class Mlp(nnx.Module):

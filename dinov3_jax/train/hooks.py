@@ -353,6 +353,9 @@ class ProgressBar(LogLine):
     self._progress.stop()
 
 
-def progress(steps: int, images: int, start: int) -> Hook:
-  """A bar where there is a terminal to draw it on, plain lines elsewhere."""
+def progress(steps: int, images: int, start: int, workdir: epath.PathLike) -> Hook:
+  """A figure in a notebook, a bar where there is a terminal to draw it on, else plain lines."""
+  from dinov3_jax.train import notebook  # which has hooks of this module
+  if notebook.is_here():
+    return notebook.LiveFigure(steps, images, start, workdir)
   return ProgressBar(steps, images, start) if sys.stdout.isatty() else LogLine(steps, images)

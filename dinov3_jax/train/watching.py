@@ -100,7 +100,7 @@ def make_watching(run: "Run") -> tuple[Watching, list[dict[str, float]]]:
     add(looking, name, make)
   if jax.process_index() == 0:
     add(recorders, "progress", lambda: hooks.progress(
-      config.train.steps, config.train.batch_size, run.start))
+      config.train.steps, config.train.batch_size, run.start, run.workdir))
     add(recorders, "metrics.jsonl", lambda: hooks.JsonLines(
       run.workdir / "metrics.jsonl", run.start))
     add(recorders, "TensorBoard", lambda: hooks.TensorBoard(
