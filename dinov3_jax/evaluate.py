@@ -3,7 +3,8 @@ r"""Evaluates frozen features by the protocols of the paper.
   python -m dinov3_jax.evaluate TASK [TASK ...] --weights W --data DIR [--out DIR]
 
 W is whatever `dinov3_jax.load` takes, or `random` for an untrained network. --data is the folder of
-the task's data set, in the layout in which people download it:
+the task's data set, in the layout in which people download it (for knn, linear and logistic also
+tars, zips, parquet, ArrayRecord or tfds:NAME with labels, see docs/data.md):
 
 {tasks}
 
@@ -137,6 +138,7 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
   """
   import jax
 
+  from dinov3_jax.data.sources import is_spec
   from dinov3_jax.data.walk import printable
   from dinov3_jax.evals import drawing
   from dinov3_jax.evals.backbone import open_on_all_devices
@@ -148,7 +150,7 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
     if value is not None and value < 1:
       raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
   data, out = pathlib.Path(data).expanduser(), out and pathlib.Path(out).expanduser()
-  if not data.is_dir():
+  if not data.is_dir() and not is_spec(str(data)):
     raise ValueError(f"--data {printable(data)} is no folder")
   if out:
     out.mkdir(parents=True, exist_ok=True)

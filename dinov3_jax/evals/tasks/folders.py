@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dinov3_jax.data.sources import is_spec
 from dinov3_jax.evals import classification
 from dinov3_jax.evals import linear as probe
 from dinov3_jax.evals import logistic as regression
-from dinov3_jax.evals.class_folders import LAYOUT, classes_of, images_of
+from dinov3_jax.evals.class_folders import LAYOUT, classes_of, images_of, images_of_source
 from dinov3_jax.evals.framing import framing
 from dinov3_jax.evals.knn import knn_accuracy
 from dinov3_jax.evals.pca import heatmap
@@ -28,12 +29,27 @@ def _split(session: Session, names: Sequence[str]) -> pathlib.Path:
 
 def _data(session: Session, size: int, shorter: int | None, test: Sequence[str]):
   """Features and labels of the training and the test set, and the names of the classes."""
+  if is_spec(str(session.data)):
+    return _source_data(session, size, shorter)
   folder = session.path("train", LAYOUT)
   classes, result = classes_of(folder), []
   look = framing(session.prepare, session.side(size),
                  shorter=shorter and session.side(size) * shorter // size)
   for split in (folder, _split(session, test)):
     images, labels = images_of(split, classes)
+    chosen = session.some(range(len(images)))
+    features, kept = session.features([images[i] for i in chosen], look)
+    result += [features, labels[chosen][kept]]
+  return *result, classes
+
+
+def _source_data(session: Session, size: int, shorter: int | None):
+  """The same of a source, whose test set is its split for val."""
+  classes, result, spec = None, [], str(session.data)
+  look = framing(session.prepare, session.side(size),
+                 shorter=shorter and session.side(size) * shorter // size)
+  for split in ("train", "val"):
+    images, labels, classes = images_of_source(spec, split, classes)
     chosen = session.some(range(len(images)))
     features, kept = session.features([images[i] for i in chosen], look)
     result += [features, labels[chosen][kept]]
