@@ -26,6 +26,7 @@ setup(
   # The recipes are a package of their own, beside it, as recipes import each other: `from configs
   # import base` is the same in a checkout, in what is installed, and in a recipe of one's own.
   packages=find_packages(include=["dinov3_jax*", "configs*"]),
+  package_data={"dinov3_jax.text": ["CLIP_LICENSE", "*.txt", "*.txt.gz"]},
   entry_points={"console_scripts": ["dinov3 = dinov3_jax.__main__:console"]},
   install_requires=[
     f"jax{JAX}",
@@ -45,6 +46,8 @@ setup(
     "huggingface_hub>=1,<3",
     "tensorboardX>=2.6.4,<3",
     "rich>=14,<16",
+    "ftfy>=6.3,<7",
+    "regex>=2025.9",
     "shtab>=1.8,<2",
   ],
   extras_require={

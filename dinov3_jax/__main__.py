@@ -6,6 +6,7 @@ r"""DINOv3 in JAX. `dinov3 COMMAND -h` says more about each of these:
   export     write a model in a format that others read
   report     the k-NN accuracy that a run has reached
   curate     make a training set of a heap of images
+  pack       write any source of images as a few files that are read fast
   evaluate   measure frozen features by the protocols of the paper
   aot        compile the training step for a TPU topology
 

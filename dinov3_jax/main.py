@@ -22,7 +22,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -169,7 +169,7 @@ def main() -> int:
     processes.join(values.distributed)
     if jax.process_index():
       console.set_up(logging.WARNING)  # one voice is enough
-    run = loop.prepare(values.config, values.workdir, values.profile)
+    run = preparing(values.config)(values.config, values.workdir, values.profile)
   except (ValueError, OSError, ImportError, TooManyDamaged) as error:
     return fail(error)
   try:
@@ -181,6 +181,15 @@ def main() -> int:
       raise
     return fail(compiler.explain(error))
   return 128 + run.stopped if run.stopped else 0
+
+
+def preparing(config: ConfigDict) -> Callable:
+  """What makes a run of a recipe: of text, if it has a section for that, else of images alone."""
+  if "text" in config:
+    from dinov3_jax.text.training import prepare_text
+    return prepare_text
+  from dinov3_jax.train import loop
+  return loop.prepare
 
 
 def asks_for_help(argv: list[str]) -> bool:

@@ -160,7 +160,7 @@ def test_a_wrong_config_file_gets_one_line(monkeypatch, capsys, config, tmp_path
   ("--config.model.ffn=conv", "conv"),
   ("--config.train.remat=some", "train.remat"),
   ("--config.koleo.group=3", "koleo.group"),
-  ("--config.init_from=/nowhere", "no checkpoint in /nowhere"),
+  ("--config.init_from=/nowhere", "there is no file or folder /nowhere"),
   ("--config.mesh.data=3", "the mesh data=3"),
   ("--config.schedules.lr.kind=step", "step"),
 ])

@@ -11,8 +11,8 @@ import pytest
 import rich.console
 from PIL import Image
 
+from dinov3_jax.costs.flops import StepFlops
 from dinov3_jax.train import hooks
-from dinov3_jax.train.flops import StepFlops
 from dinov3_jax.train.state import TrainState
 
 
