@@ -11,6 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dinov3_jax.costs.flops import StepFlops
 from dinov3_jax.data.decode import Decoder
 from dinov3_jax.data.pairs import Pairs, open_pairs
 from dinov3_jax.data.pairs.captions import notes
@@ -25,7 +26,6 @@ from dinov3_jax.text.step import make_features, make_train_step
 from dinov3_jax.text.stream import make_pair_pipeline
 from dinov3_jax.text.tokenizer import Tokenizer
 from dinov3_jax.train import checkpoint, compiler, prepare, sharding
-from dinov3_jax.train.flops import StepFlops
 from dinov3_jax.train.hooks import Hook
 from dinov3_jax.train.images import DECODING
 from dinov3_jax.train.inputs import Batch, fetch

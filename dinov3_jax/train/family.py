@@ -12,12 +12,12 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dinov3_jax.costs.flops import StepFlops, crop_sides, flops_by_crops
 from dinov3_jax.data.pipeline import Pipeline
 from dinov3_jax.models.variants import stride
 from dinov3_jax.train import checkpoint, origin, processes, sharding
 from dinov3_jax.train import prepare as one
 from dinov3_jax.train.checkpoint import DamagedCheckpoint
-from dinov3_jax.train.flops import StepFlops, crop_sides, flops_by_crops
 from dinov3_jax.train.images import open_images
 from dinov3_jax.train.inputs import Batch, fetch, open_general, open_held_out, open_pipeline
 from dinov3_jax.train.prepare import Run

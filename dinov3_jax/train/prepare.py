@@ -11,13 +11,13 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dinov3_jax.costs.flops import StepFlops, crop_sides, flops_by_crops
 from dinov3_jax.data.lock import FolderLock
 from dinov3_jax.data.pipeline import Pipeline
 from dinov3_jax.data.sources import Source
 from dinov3_jax.models import foreign
 from dinov3_jax.train import checkpoint, compiler, origin, processes, sharding
 from dinov3_jax.train.checkpoint import DamagedCheckpoint
-from dinov3_jax.train.flops import StepFlops, crop_sides, flops_by_crops
 from dinov3_jax.train.hooks import Hook
 from dinov3_jax.train.images import open_images
 from dinov3_jax.train.inputs import Batch, fetch, open_general, open_held_out, open_pipeline
