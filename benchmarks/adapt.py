@@ -17,10 +17,12 @@ import functools
 import gzip
 import json
 import pathlib
+import statistics
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from configs import adapt, base
