@@ -8,9 +8,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "VARIANTS": "dinov3_jax.models.variants",
     "load": "dinov3_jax.weights.loading",
+    "load_text": "dinov3_jax.text.loading",
     "preprocess": "dinov3_jax.data.preprocess",
 }
-__all__ = ["VARIANTS", "load", "preprocess"]
+__all__ = ["VARIANTS", "load", "load_text", "preprocess"]
 
 
 def __getattr__(name):
