@@ -28,6 +28,7 @@ class DinoText:
 
   Attributes:
     preprocess: what images must go through.
+    tokenizer: what captions go through.
     patch_size: side of a patch, pixels.
     logit_scale: the factor of the similarities in training, whose softmax is a probability.
   """
@@ -44,7 +45,7 @@ class DinoText:
     self.config, self.backbone, self.params, self.mesh = config, backbone, params, mesh
     self.patch_size = backbone.patch
     self.preprocess = Preprocess(backbone.mean, backbone.std, config.images.size)
-    self._tokenizer = Tokenizer()
+    self.tokenizer = Tokenizer()
     self._encode_images, self._encode_texts = make_encode(config, backbone.settings, mesh)
     self._shards = data_shards(mesh) if mesh is not None else 1
 
@@ -86,7 +87,7 @@ class DinoText:
     Raises:
       ValueError: what is no text, or no caption at all.
     """
-    ids = self._tokenizer(texts, self.config.text.context)
+    ids = self.tokenizer(texts, self.config.text.context)
     if not len(ids):
       raise ValueError("there are no captions")
     batch = -(-min(BATCH, len(ids)) // self._shards) * self._shards
