@@ -2,7 +2,8 @@ r"""Evaluates frozen features by the protocols of the paper.
 
   python -m dinov3_jax.evaluate TASK [TASK ...] --weights W --data DIR [--out DIR]
 
-W is whatever `dinov3_jax.load` takes, or `random` for an untrained network. --data is the folder of
+W is whatever `dinov3_jax.load` takes, or `random` for an untrained network; for the tasks of text
+whatever `dinov3_jax.load_text` takes. --data is the folder of
 the task's data set, in the layout in which people download it:
 
 {tasks}
@@ -80,6 +81,7 @@ def main() -> int:
   from dinov3_jax.evals.backbone import open_model
   from dinov3_jax.evals.extraction import Stopped
   from dinov3_jax.evals.session import Session
+  from dinov3_jax.text.loading import load_text
   from dinov3_jax.train import compiler
 
   try:
@@ -97,7 +99,14 @@ def main() -> int:
     devices = jax.local_devices()
     mesh = None if len(devices) == 1 else jax.make_mesh(
         (len(devices), 1, 1), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
-    model, prepare = open_model(args.weights, args.model, None, args.dtype, mesh)
+    if any(TASKS[name].text for name in args.tasks):
+      if not all(TASKS[name].text for name in args.tasks):
+        raise ValueError("tasks of text take other weights than the rest: evaluate them apart")
+      model = load_text(args.weights, dtype=args.dtype or (
+        "float32" if jax.default_backend() == "cpu" else "bfloat16"), mesh=mesh)
+      prepare = model.preprocess
+    else:
+      model, prepare = open_model(args.weights, args.model, None, args.dtype, mesh)
     named = args.model if args.weights != "random" else None
     results = _read(out / "results.json") if out else {}
     with signals.Noted(line=None) as stop:

@@ -12,7 +12,9 @@ from PIL import Image
 
 from configs import dinotxt_vitl16
 from configs.base import constant, warmup_cosine
+from dinov3_jax.evals.session import Session
 from dinov3_jax.text import networks
+from dinov3_jax.text.loading import load_text
 from dinov3_jax.text.state import state_from_params
 from dinov3_jax.text.training import prepare_text
 from dinov3_jax.train import loop, sharding
@@ -152,3 +154,14 @@ def text_run(captioned, teacher_run, tmp_path_factory):
                   lambda config, devices=None: make_mesh(config, devices or jax.devices()[:1]))
     loop.train(config, folder, prepare=prepare_text)
   return folder
+
+
+@pytest.fixture
+def text_session(text_run, tmp_path):
+  """`text_session(data, **settings)`: a session of the tiny run on a folder."""
+
+  def make(data, **settings):
+    model = load_text(text_run)
+    return Session(model, model.preprocess, data, tmp_path / "cache", **settings)
+
+  return make

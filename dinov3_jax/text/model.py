@@ -1,5 +1,6 @@
 """dino.txt for use: images, their patches and captions in one space."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -16,6 +17,7 @@ from dinov3_jax.text.evaluation import in_batches
 from dinov3_jax.text.networks import Params
 from dinov3_jax.text.tokenizer import Tokenizer
 from dinov3_jax.train.sharding import data_shards, place_batch
+from dinov3_jax.weights import checksums
 
 BATCH = 64  # captions at once, about
 
@@ -30,6 +32,7 @@ class DinoText:
     preprocess: what images must go through.
     tokenizer: what captions go through.
     patch_size: side of a patch, pixels.
+    shards: data shards of the mesh, which must divide the images of a call.
     logit_scale: the factor of the similarities in training, whose softmax is a probability.
   """
 
@@ -47,11 +50,17 @@ class DinoText:
     self.preprocess = Preprocess(backbone.mean, backbone.std, config.images.size)
     self.tokenizer = Tokenizer()
     self._encode_images, self._encode_texts = make_encode(config, backbone.settings, mesh)
-    self._shards = data_shards(mesh) if mesh is not None else 1
+    self.shards = data_shards(mesh) if mesh is not None else 1
 
   @property
   def logit_scale(self) -> float:
     return float(jnp.exp(self.params["logit_scale"][0]))
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """Tells this model from others: of every bit of its parameters, the backbone's included."""
+    own = checksums.of_arrays(self.params)[0]
+    return checksums.of_json(dict(backbone=self.backbone.digest, params=own))
 
   def encode_image(self, images: jax.Array | np.ndarray) -> dict[str, jax.Array]:
     """Features of images, float32 and of unit length.
@@ -90,7 +99,7 @@ class DinoText:
     ids = self.tokenizer(texts, self.config.text.context)
     if not len(ids):
       raise ValueError("there are no captions")
-    batch = -(-min(BATCH, len(ids)) // self._shards) * self._shards
+    batch = -(-min(BATCH, len(ids)) // self.shards) * self.shards
 
     def encode(rows):
       found = self._encode_texts(self.params, self._placed(rows))
