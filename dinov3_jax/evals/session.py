@@ -57,7 +57,7 @@ class Session:
   """A model at work on a folder of data.
 
   Attributes:
-    model, prepare: as from `open_model`.
+    model, prepare: as from `open_model`; for tasks of text a `DinoText` and its `preprocess`.
     data: the folder, laid out as people download it.
     cache: a folder for features, which later runs use again.
     size: of images in pixels, instead of the task's own; None: the task's.
@@ -86,7 +86,7 @@ class Session:
   @functools.cached_property
   def digest(self) -> str:
     """Tells this model from others."""
-    return fingerprint(self.model)
+    return self.model.digest if hasattr(self.model, "digest") else fingerprint(self.model)
 
   @functools.cached_property
   def patch(self) -> int:
