@@ -8,7 +8,8 @@ WEIGHTS is whatever `dinov3_jax.load` takes, above all a run's folder. The forma
   safetensors  the same arrays in a safetensors file
 The first two have no place for a convolutional stem (`model.stem="conv"`, as the quickstart has):
 take safetensors for it. The size, mean and deviation of the images that the model was trained with
-go into `preprocessor_config.json`.
+go into `preprocessor_config.json`. Of a run that has aligned text, official and safetensors write
+vision head and text tower, as the released file has them.
 
 Everything is float32 and exact. As in the reference's own releases, RoPE turns in float32 there,
 even if it was trained in bfloat16. Hugging Face has no place for the norm that local crops may have
@@ -61,11 +62,17 @@ def main() -> int:
   if (args.positional is None) == (args.weights is None):
     command.error("give the weights once, as WEIGHTS or as --weights W")
 
-  from dinov3_jax.weights.exporting import export  # not before the command line is right: seconds
+  # Not before the command line is right: it takes seconds.
+  from dinov3_jax.text.loading import export_text, is_text_run
+  from dinov3_jax.weights.exporting import export
 
   try:
-    written = export(args.weights if args.positional is None else args.positional, args.format,
-                     args.out, name=args.model, network=args.network, heads=args.heads)
+    weights = args.weights if args.positional is None else args.positional
+    if is_text_run(weights):
+      written = export_text(weights, args.format, args.out)
+    else:
+      written = export(weights, args.format, args.out, name=args.model, network=args.network,
+                       heads=args.heads)
   except (OSError, ValueError, ModuleNotFoundError) as error:
     return fail(error)
   for path in written:

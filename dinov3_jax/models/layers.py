@@ -1,5 +1,6 @@
 """The parts of a transformer block."""
 
+import functools
 import itertools
 from collections.abc import Callable
 
