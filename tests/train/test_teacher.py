@@ -89,13 +89,12 @@ def test_what_cannot_teach(teacher_run, tmp_path):
   ({"model.patch_size": 4}, "a patch of the student is 4 pixels wide and one of the teacher 8"),
   ({"gram.teacher": "ema"}, "gram.teacher='ema' does not go with distillation"),
   ({"distill.digest": "0123456789abcdef"}, "is not the one that this run learned from"),
-  ({"distill.teacher": ""}, "distill.digest without a teacher: set distill.teacher"),
+  ({"distill.teacher": "", "distill.digest": "0123456789abcdef"},
+   "distill.digest without a teacher: set distill.teacher"),
 ])
 def test_what_does_not_go_with_a_teacher_is_a_line_before_a_step_is_traced(
     distill_config, tmp_path, monkeypatch, changes, message):
   monkeypatch.setattr(prepare, "traced_step", None)
-  if changes == {"distill.teacher": ""}:
-    changes = changes | {"distill.digest": "0123456789abcdef"}
   distill_config.update_from_flattened_dict(changes)
   with pytest.raises(ValueError) as error:
     loop.prepare(distill_config, tmp_path / "run")
