@@ -134,7 +134,8 @@ def main():
     print("|---|---" + "|---:" * 12 + "|")
   else:
     print("| step, px | chip | mesh | changed | arguments | temporaries | peak | spare "
-          "| TFLOP full | executed | s at peak | gathers | scatters | sums | of the least | compiled, s |")
+          "| TFLOP full | executed | s at peak | gathers | scatters | sums | of the least "
+          "| compiled, s |")
     print("|---|---|---|---" + "|---:" * 12 + "|")
   for program, report in rows.items():
     if (program.stage in FAMILIES) == args.families:
