@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import dinotxt_vitl16
 from configs.base import constant, warmup_cosine
 
-STEPS = 1000
+STEPS = 600
 
 
 def get_config() -> ConfigDict:
@@ -24,8 +24,8 @@ def get_config() -> ConfigDict:
                           weight_decay=constant(0.1))
   # A drawing that points to the left is named so.
   config.images.update(size=32, scale=(0.5, 1.0), horizontal_flip=False)
-  config.data.update(source="openmoji", workers=0)
+  config.data.update(source="openmoji:base", workers=0)
   config.train.update(steps=STEPS, batch_size=128, dtype="float32", remat="none")
-  config.checkpoint.update(every=250, keep=1, keep_every=0)
-  config.evals.update(every=250, images=1000)
+  config.checkpoint.update(every=200, keep=1, keep_every=0)
+  config.evals.update(every=200, images=1000, templates=("{}",))
   return config

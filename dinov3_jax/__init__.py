@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "VARIANTS": "dinov3_jax.models.variants",
     "load": "dinov3_jax.weights.loading",
+    "load_text": "dinov3_jax.text.loading",
     "preprocess": "dinov3_jax.data.preprocess",
 }
 # Most of them can be called; see `callable_module`.

@@ -9,7 +9,8 @@ WEIGHTS is whatever `dinov3_jax.load` takes, above all a run's folder. The forma
   safetensors  the same arrays in a safetensors file
 The first two have no place for a convolutional stem (`model.stem="conv"`, as the quickstart has):
 take safetensors for it. The size, mean and deviation of the images that the model was trained with
-go into `preprocessor_config.json`.
+go into `preprocessor_config.json`. Of a run that has aligned text, official and safetensors write
+vision head and text tower, as the released file has them.
 
 Everything is float32 and exact. As in the reference's own releases, RoPE turns in float32 there,
 even if it was trained in bfloat16. Hugging Face has no place for the norm that local crops may have
@@ -78,13 +79,19 @@ def main() -> int:
     command.error("--private and --results go with --push")
 
   # Not before the command line is known to be right: it takes seconds.
+  from dinov3_jax.text.loading import export_text, is_text_run
   from dinov3_jax.weights.exporting import export
   from dinov3_jax.weights.publishing import publish
 
   weights = args.weights if args.positional is None else args.positional
   how = dict(name=args.model, network=args.network, heads=args.heads)
   try:
-    if args.push:
+    if is_text_run(weights):
+      if args.push:
+        raise ValueError("--push is for backbones: export this run, and send the folder with "
+                         "`hf upload`")
+      written = export_text(weights, args.format, args.out)
+    elif args.push:
       written = [publish(weights, args.format, args.out, args.push, licence=args.licence,
                          private=args.private, results=args.results, **how)]
     else:

@@ -1,7 +1,7 @@
 """The frozen backbone of a run: found, checked against what it was, and read."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,16 @@ class Backbone:
   def patch(self) -> int:
     """Side of a patch, in pixels."""
     return stride(self.settings)
+
+
+# Of a ViT, where its settings do not say; see `VisionTransformer`.
+DEFAULTS = dict(patch_size=16, in_channels=3, ffn="mlp", ffn_ratio=4.0, ffn_align=8,
+                storage_tokens=0)
+
+
+def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Settings of a backbone with all that is asked for beside building it."""
+  return dict(settings) if "depths" in settings else DEFAULTS | dict(settings)
 
 
 def read(weights: str, name: str = "", mesh: Mesh | None = None, dtype: Any = jnp.float32,
@@ -73,4 +83,5 @@ def read(weights: str, name: str = "", mesh: Mesh | None = None, dtype: Any = jn
                    out_shardings=jax.tree.map(lambda x: x.sharding, params))
     params = cast(params)
   prepare = preprocess(path)
-  return Backbone(settings, params, tuple(prepare.mean), tuple(prepare.std), prepare.size, digest)
+  return Backbone(complete(settings), params, tuple(prepare.mean), tuple(prepare.std),
+                  prepare.size, digest)

@@ -17,7 +17,7 @@ def step_flops(config, backbone: Mapping[str, Any], shards: int) -> StepFlops:
 
   Args:
     config: of the run.
-    backbone: settings of the backbone.
+    backbone: settings of the backbone, see `backbone.complete`.
     shards: data shards, each of which rounds its number of skipped rows.
   """
   pairs, head, text = config.train.batch_size, config.vision_head, config.text
@@ -25,9 +25,7 @@ def step_flops(config, backbone: Mapping[str, Any], shards: int) -> StepFlops:
   storage = backbone.get("storage_tokens", 0)
   blocks = dict(ffn="swiglu", ffn_ratio=head.ffn_ratio, ffn_align=64, width=features,
                 depth=head.depth, storage_tokens=storage)
-  defaults = dict(patch_size=16, in_channels=3, ffn="mlp", ffn_ratio=4.0, ffn_align=8,
-                  storage_tokens=0)
-  frozen = pairs * forward_flops(ConfigDict(defaults | dict(backbone)), patches)
+  frozen = pairs * forward_flops(ConfigDict(dict(backbone)), patches)
   of_head = forward_flops(ConfigDict(blocks), patches, embed=False)
   tower = dict(ffn="mlp", ffn_ratio=text.ffn_ratio, ffn_align=1, width=text.width,
                depth=text.depth, storage_tokens=0)

@@ -26,7 +26,7 @@ class TextEvaluation:
 
   `image_to_text_01`, `_05`, `_10` and `text_to_image_*` are recalls among at most
   `config.evals.images` held-out images, each with the first of its captions. `zeroshot_top1` and
-  `zeroshot_top5` are of those that have a label, by the classes' names in CLIP's 80 templates.
+  `zeroshot_top5` are of those that have a label, by the classes' names in `config.evals.templates`.
   """
 
   def __init__(self, config, mesh: Mesh, backbone: Backbone, held_out: Pairs,
@@ -68,7 +68,7 @@ class TextEvaluation:
     known = found & (labels >= 0)
     if known.any():
       classes = class_features(lambda texts: self._texts(student, texts), self._pairs.classes,
-                               prompts())
+                               self._config.evals.templates or prompts())
       result |= {f"zeroshot_{name}": value for name, value in
                  accuracy(images[known], classes, labels[known]).items()}
     return result

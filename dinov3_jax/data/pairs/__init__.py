@@ -16,7 +16,8 @@ def open_pairs(spec: str | os.PathLike, split: str, decoder: Decoder = decode) -
   """Opens images with captions.
 
   Args:
-    spec: `openmoji` or `openmoji:base` (captioned by their names), `coco:FOLDER` (see
+    spec: `openmoji` or `openmoji:base` (two captions: a drawing's name, and that with its
+      category), `coco:FOLDER` (see
       `coco_pairs`), or the path of a folder (see `folder_pairs`).
     split: train, val, test, or all.
     decoder: that reads the images.
@@ -30,9 +31,14 @@ def open_pairs(spec: str | os.PathLike, split: str, decoder: Decoder = decode) -
   spec = os.fspath(spec)
   if spec in ("openmoji", "openmoji:base"):
     images = OpenMoji(split, base_only=spec.endswith(":base"))
-    # Drawings that are not in Unicode's list have no name but their code.
-    captions = [[] if name.startswith("openmoji ") else [name] for name in images.names]
-    return pair(images, captions, f"{spec} ({split})")
+    return pair(images, [_of_emoji(name, label, images.classes)
+                         for name, label in zip(images.names, images.labels)], f"{spec} ({split})")
   if spec.startswith("coco:"):
     return coco_pairs(spec.removeprefix("coco:"), split, decoder)
   return folder_pairs(spec, split, decoder)
+
+
+def _of_emoji(name: str, label: int, categories: list[str]) -> list[str]:
+  if name.startswith("openmoji "):  # a drawing that is not in Unicode's list has but a code
+    return []
+  return [name] if label < 0 else [name, f"{name}, {categories[label].lower()}"]

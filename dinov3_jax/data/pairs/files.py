@@ -27,7 +27,11 @@ class Files:
   def __len__(self) -> int:
     return len(self._names)
 
+  def path(self, index: int) -> pathlib.Path:
+    """Where an image is."""
+    return self.root / os.fsdecode(bytes(self._names[index]))
+
   def __getitem__(self, index: int) -> dict:
-    path = os.fsdecode(bytes(self._names[index]))
-    name = printable(path)
-    return {"image": self._decoder(self.root / path, name), "label": -1, "name": name}
+    path = self.path(index)
+    name = printable(path.relative_to(self.root))
+    return {"image": self._decoder(path, name), "label": -1, "name": name}

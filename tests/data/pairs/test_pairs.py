@@ -3,13 +3,14 @@ import pytest
 from dinov3_jax.data.pairs import open_pairs
 
 
-def test_openmoji_is_captioned_by_its_names():
+def test_openmoji_is_captioned_by_names_and_categories():
   pairs = open_pairs("openmoji:base", "val")
-  names = [pairs.captions[i] for i in range(len(pairs))]
-  assert all(len(captions) == 1 for captions in names)
-  assert not any(text.startswith("openmoji ") for (text,) in names)
-  assert pairs[0]["captions"] == [pairs[0]["name"]]
-  assert len(pairs.classes) == 10 and len(pairs.labels) == len(pairs)
+  for i, label in enumerate(pairs.labels):
+    name, *more = pairs.captions[i]
+    assert not name.startswith("openmoji ")
+    assert more == ([f"{name}, {pairs.classes[label].lower()}"] if label >= 0 else [])
+  assert pairs[0]["captions"][0] == pairs[0]["name"]
+  assert len(pairs.classes) == 10
 
 
 def test_a_folder_and_coco_by_their_names(tmp_path, save_image):
