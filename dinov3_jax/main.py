@@ -78,9 +78,9 @@ def load_config(path: str) -> ConfigDict:
   try:
     config = runpy.run_path(file)["get_config"](*argument)
   except Exception as error:
-    reason = " ".join(str(error.args[0] if error.args else "").split())
     if argument and isinstance(error, OSError | ValueError):  # of what the recipe was given
-      raise UsageError(f"{path}: {reason}") from error
+      raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
+    reason = " ".join(str(error.args[0] if error.args else "").split())
     raise UsageError(f"{file} is no valid config: {type(error).__name__}: {reason}") from error
   if not isinstance(config, ConfigDict):
     raise UsageError(f"{file} is no valid config: its get_config returns a "
