@@ -42,6 +42,14 @@ def convnext(depths: tuple[int, ...], dims: tuple[int, ...], drop_path: float = 
                          layerscale=layerscale, in_channels=in_channels))
 
 
+def foreign(callable: str, width: int, patch_size: int, host: bool = False) -> ConfigDict:
+  """The section `model` of somebody else's network, in place of a ViT's: a frozen backbone without
+  parameters, on which heads are trained; see `dinov3_jax.models.foreign`. The digest of its weights
+  is found out, and kept in the checkpoints."""
+  return ConfigDict(dict(callable=callable, width=width, patch_size=patch_size, host=host,
+                         in_channels=3, digest=""))
+
+
 def get_config() -> ConfigDict:
   config = ConfigDict(dict(
     seed=0,
@@ -151,7 +159,13 @@ def get_config() -> ConfigDict:
       std=(0.229, 0.224, 0.225),
     ),
     data=dict(
-      source="tfds:imagenet2012",  # openmoji | tfds:NAME | a folder of images
+      # A folder of images, tars, zips, parquet, ArrayRecord, a list, a bucket, tfds:NAME, openmoji,
+      # or a mix.json; see docs/data.md.
+      source="tfds:imagenet2012",
+      # By name, several sources in its place, drawn by weight: each has a source and, if wanted, a
+      # split ("train"), a weight (without any, every image counts as much) and homogeneous=True,
+      # for batches from it alone; its weight is the share of these.
+      sources={},
       workers=8,  # processes; 0 decodes in threads of this one
       max_damaged=0.01,  # share of unreadable images that stops the run
       background="",  # colour behind transparent pixels ("white"); "": transparency is dropped
@@ -160,6 +174,11 @@ def get_config() -> ConfigDict:
       depth="high_byte",
       max_pixels=2**28,  # an image with more is not read; decoding takes up to 7 bytes a pixel
       big_pixels=2**26,  # images with more are decoded one at a time
+      cache_gb=0.0,  # of disk for what is read from buckets (10**9 bytes)
+      # Photographs much larger than their crops become smaller while they are decoded; not exact.
+      scaled_decoding=False,
+      resizer="exact",  # exact: Pillow's | fast: a third of the time, a tenth of a level off
+      colors="host",  # host | device: jitter, blur and solarization there; see docs/data.md
     ),
     train=dict(
       steps=125_000,
@@ -200,6 +219,10 @@ def get_config() -> ConfigDict:
       # A metric of these evaluations, such as knn_top1 or general/knn_top1: `checkpoints/best` is
       # the checkpoint with its highest value, and is kept.
       best="",
+      # Of `python -m dinov3_jax.evaluate`: "tracking=/data/DAVIS"; "tracking" alone is on small
+      # data that are made from OpenMoji.
+      tasks=(),
+      task_limit=0,  # so many images, videos or pairs of a split; 0: all
     ),
   ))
   return config.lock()

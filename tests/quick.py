@@ -83,7 +83,6 @@ class Method:
 def stand_in(monkeypatch):
   """The method that is trained instead of DINOv3 while a test lasts."""
   method = Method()
-  monkeypatch.setattr(loop, "init_state", method.init_state)
   monkeypatch.setattr(prepare, "init_state", method.init_state)
   monkeypatch.setattr(prepare, "make_train_step", method.make_train_step)
   monkeypatch.setattr(loop, "make_watching", method.make_watching)

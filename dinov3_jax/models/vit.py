@@ -11,7 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from dinov3_jax.models import partition
-from dinov3_jax.models.layers import Block, ConvStem, PatchEmbed, inference_dot, init, make_norm
+from dinov3_jax.models.layers import Block, ConvStem, PatchEmbed, init, make_norm
+from dinov3_jax.models.products import inference_dot
 from dinov3_jax.models.rope import Rope
 
 # What a block may keep for its backward pass; the rest is computed again.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import jax
 from etils import epath
 
-from dinov3_jax.train.durable import write_text
+from dinov3_jax.data.durable import write_text
 from dinov3_jax.train.writer import Writer
 from dinov3_jax.weights.places import BEST, FOLDER
 

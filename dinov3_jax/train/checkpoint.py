@@ -33,8 +33,9 @@ __all__ = ["FOLDER", "DamagedCheckpoint", "Writer", "changes", "check", "latest"
            "newest_first", "restore", "restore_teacher", "stored_config", "stored_position"]
 
 # Settings that make another network of parameters of the same shapes.
-UNSEEN_IN_SHAPES = ("num_heads", "ffn", "norm", "norm_eps", "rope.base", "rope.min_period",
-                    "rope.max_period", "rope.normalize")
+UNSEEN_IN_SHAPES = ("model.num_heads", "model.ffn", "model.norm", "model.norm_eps",
+                    "model.rope.base", "model.rope.min_period", "model.rope.max_period",
+                    "model.rope.normalize", "text.num_heads")
 # Settings that decide the shapes.
 SHAPING = ("model.", "gram.teacher", *(f"{head}.{key}:" for head in ("dino", "ibot") for key in
                                        ("prototypes", "hidden", "bottleneck", "layers")))
@@ -137,13 +138,15 @@ def _check_arrays(folder: epath.Path, stored: Any, wanted: Any, advice: str):
 
 
 def _check_model(folder: epath.Path, config: ConfigDict, advice: str):
-  stored = stored_config(folder).model
-  if "depths" in config.model:
-    return  # shapes say all of a ConvNeXt
-  for path in UNSEEN_IN_SHAPES:
-    there, here = stored, config.model
+  stored = stored_config(folder)
+  foreign = "callable" in config.get("model", {})
+  for path in ("model.callable", "model.digest") if foreign else UNSEEN_IN_SHAPES:
+    section = path.split(".")[0]
+    if section not in config or "depths" in config[section]:
+      continue  # shapes say all of a ConvNeXt
+    there, here = stored, config
     for key in path.split("."):
       there, here = there[key], here[key]
     if there != here:
-      raise ValueError(f"the checkpoint {folder} was trained with model.{path} = {there!r}, this "
+      raise ValueError(f"the checkpoint {folder} was trained with {path} = {there!r}, this "
                        f"config has {here!r}: {advice}")

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
+from dinov3_jax.costs.flops import CHIPS, StepFlops
 from dinov3_jax.train import checkpoint, hooks
 from dinov3_jax.train.best import Best
-from dinov3_jax.train.flops import CHIPS, StepFlops
 from dinov3_jax.train.inputs import Batch
 from dinov3_jax.train.prepare import Run
 from dinov3_jax.train.stability import Stability

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from dinov3_jax.data.crops import center_crop
 from dinov3_jax.data.sources import DamagedImage, Source
+from dinov3_jax.data.sources.mixture import labelled
 from dinov3_jax.evals import pca
 from dinov3_jax.evals.knn import knn_accuracy
 from dinov3_jax.models.partition import DATA_AXES, local_spec
@@ -84,6 +85,7 @@ class Evaluation:
     """
     self._prefix = prefix
     self._steps, self._evals, self._done = config.train.steps, config.evals, done
+    bank = labelled(bank)
     self._folder, self._bank, self._held_out = workdir / "pictures" / prefix, bank, held_out
     self._labelled = bank.labels is not None and held_out.labels is not None
     if not self._labelled:

@@ -12,6 +12,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dinov3_jax.costs.flops import StepFlops, crop_sides, flops_by_crops
 from dinov3_jax.data.pipeline import Pipeline
 from dinov3_jax.models.variants import stride
 from dinov3_jax.train import checkpoint, origin, processes, sharding
@@ -54,6 +55,15 @@ class Family:
   def with_targets(self, batch: Batch) -> Batch:
     """A batch with the targets that all students take."""
     return one.with_targets(batch, self.teacher, self.targets)
+
+  def flops(self, batch: Batch) -> StepFlops:
+    """The operations of a step of all students on a batch."""
+    return self._flops[crop_sides(batch)]
+
+  @functools.cached_property
+  def _flops(self) -> dict[tuple[int, int, int], StepFlops]:
+    return flops_by_crops([run.config for run in self.runs], sharding.data_shards(self.mesh),
+                          self.teacher.config)
 
   def position(self, position: Any) -> Any:
     """The position in the data stream, and who took it."""

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from dinov3_jax.train.flops import StepFlops
+from dinov3_jax.costs.flops import StepFlops
 from dinov3_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -353,6 +353,9 @@ class ProgressBar(LogLine):
     self._progress.stop()
 
 
-def progress(steps: int, images: int, start: int) -> Hook:
-  """A bar where there is a terminal to draw it on, plain lines elsewhere."""
+def progress(steps: int, images: int, start: int, workdir: epath.PathLike) -> Hook:
+  """A figure in a notebook, a bar where there is a terminal to draw it on, else plain lines."""
+  from dinov3_jax.train import notebook  # which has hooks of this module
+  if notebook.is_here():
+    return notebook.LiveFigure(steps, images, start, workdir)
   return ProgressBar(steps, images, start) if sys.stdout.isatty() else LogLine(steps, images)

@@ -8,6 +8,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from dinov3_jax.models.variants import stride
+from dinov3_jax.train import tasks
 from dinov3_jax.train.schedules import misfits
 from dinov3_jax.train.state import has_gram_teacher
 
@@ -23,7 +24,8 @@ POSITIVE = (
 EVALUATION = ("evals.knn_k", "evals.knn_images", "evals.image_size", "evals.picture_size")
 ABOVE_ZERO = ("model.ffn_ratio", "model.norm_eps")
 NOT_NEGATIVE = (
-  "data.workers", "checkpoint.keep_every", "checkpoint.minutes", "evals.every", "evals.pictures",
+  "data.workers", "data.cache_gb", "checkpoint.keep_every", "checkpoint.minutes", "evals.every",
+  "evals.pictures", "evals.task_limit",
   "train.max_skipped_steps", "model.storage_tokens", "model.layerscale", "model.rope.base",
   "optim.freeze_last_layer_steps", "optim.patch_embed_lr_mult", "optim.dino_head_wd_mult",
   "health.images", "health.reference_at",
@@ -34,6 +36,7 @@ SHARES = ("data.max_damaged", "masks.probability", "crops.color_strength")  # 0 
 BELOW_ONE = ("model.drop_path", "optim.b1", "optim.b2")  # 0 included
 # Lists: those of pixels, and how many entries others have.
 SIZES = tuple(f"crops.{key}" for key in ("global_sizes", "local_sizes", "gram_sizes"))
+WORDS = ("evals.tasks",)  # lists of text
 LENGTHS = {"crops.mean": 3, "crops.std": 3, "masks.ratio": 2, "crops.global_scale": 2,
            "crops.local_scale": 2}
 
@@ -42,7 +45,7 @@ def check_settings(config: ConfigDict):
   """Raises a ValueError, one line, for settings that no other part of the code refuses in time."""
   problems = list(_no_numbers(config)) or [
     *_out_of_range(config), *_unknown(config), *_crops(config), *_gram(config),
-    *_adaptation(config), *_schedules(config), *_distillation(config)]
+    *_adaptation(config), *_schedules(config), *_distillation(config), *_tasks(config)]
   if problems:
     raise ValueError("; ".join(problems))
   has_gram_teacher(config)
@@ -64,6 +67,8 @@ def _no_numbers(config: ConfigDict) -> Iterator[str]:
     is_list = isinstance(value, tuple | list)
     entries = value if is_list else [value]
     length = LENGTHS.get(key, len(entries))
+    if key in WORDS:
+      continue
     if is_list and key not in SIZES and (
         len(entries) != length or not all(isinstance(x, int | float) for x in entries)):
       count = f"{length} numbers" if key in LENGTHS else "numbers"
@@ -109,6 +114,14 @@ def _distillation(config: ConfigDict) -> Iterator[str]:
     if (len(model.depths), len(model.dims)) != (4, 4) or min(*model.depths, *model.dims) < 1:
       yield ("a ConvNeXt has four stages, each of a block or more, not model.depths="
              f"{tuple(model.depths)} and model.dims={tuple(model.dims)}")
+
+
+def _tasks(config: ConfigDict) -> Iterator[str]:
+  for entry in config.evals.tasks:
+    try:
+      tasks.split(entry)
+    except ValueError as error:
+      yield str(error)
 
 
 def _crops(config: ConfigDict) -> Iterator[str]:

@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from dinov3_jax.models import products
 from dinov3_jax.models.partition import DATA_AXES, local_spec, several
 from dinov3_jax.train.micro_batches import accumulated
 from dinov3_jax.train.objective import Objective, make_objective
@@ -60,6 +61,8 @@ def make_train_step(config, mesh: Mesh | None = None
   """
   has_gram_teacher(config)  # or its error
   graphs, shapes = abstract_modules(config)
+  platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+  graphs = products.for_training(graphs, shapes, platform, jnp.dtype(config.train.dtype))
   gradients = make_gradients(config, graphs, shapes, mesh)
   optimizer, groups = optimizer_of(config, shapes), groups_of(config, shapes)
   freeze = config.optim.freeze_backbone_steps

@@ -108,7 +108,10 @@ def _fresh(settings, dtype, mesh) -> tuple[Settings, Params]:
 def _from_native(name, path, dtype, mesh, network) -> tuple[Settings, Params]:
   from dinov3_jax.weights import native  # Orbax is slow to import
   folder = native.locate(path)
-  settings = native.stored_settings(folder)["model"]
+  settings = native.stored_settings(folder).get("model")
+  if settings is None:
+    raise ValueError("this run has aligned text with a backbone, and has none of its own: take "
+                     "dinov3_jax.load_text for it, or the backbone that it names")
   _check_name(name, settings)
   stored = native.stored_arrays(folder).get(network)
   if not stored:

@@ -10,10 +10,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from configs import adapt, base, distill, heads
+from dinov3_jax.costs.flops import step_flops
 from dinov3_jax.models.adapters import fold
 from dinov3_jax.models.variants import VARIANTS, differences
 from dinov3_jax.train import sharding, targets
-from dinov3_jax.train.flops import step_flops
 from dinov3_jax.train.settings import check_settings
 from dinov3_jax.train.state import init_state
 from dinov3_jax.train.step import make_train_step
