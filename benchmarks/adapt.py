@@ -32,7 +32,7 @@ from dinov3_jax.train.evaluation import Evaluation
 from dinov3_jax.weights import loading
 from dinov3_jax.weights.exporting import export
 
-STEPS, FREEZE, RAMP, BATCH = 250, 40, 40, 32
+STEPS, FREEZE, RAMP, BATCH = 180, 30, 30, 32
 RATE, AVERAGE = 2e-3, 0.985  # of the heads and, in the end, the backbone; momentum of the EMA
 HELD = 0.3  # weight of the Gram loss, and that of the preserved CLS feature
 COUNTS = dict(train=8000, val=1000, test=2000)
@@ -163,6 +163,7 @@ def main():
   parser.add_argument("--cifar", type=pathlib.Path, help="npm's package, unpacked")
   parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/adapt"))
   parser.add_argument("--seeds", type=int, default=len(SEEDS))
+  parser.add_argument("--arms", nargs="*", default=["adapt", "naive"], choices=["adapt", "naive"])
   args = parser.parse_args()
   weights = args.workdir / "backbone"
   if not weights.exists():
@@ -176,7 +177,7 @@ def main():
   results = measured(path)
   wanted = [(name, "start", 0) for name in sources] + [
     (name, arm, seed) for seed in SEEDS[:args.seeds] for name in sources
-    for arm in ("adapt", "naive")]
+    for arm in args.arms]
   for key in wanted:
     if key not in results:
       name, arm, seed = key
