@@ -34,7 +34,6 @@ from dinov3_jax.weights.exporting import export
 
 STEPS, FREEZE, RAMP, BATCH = 180, 30, 30, 32
 RATE, AVERAGE = 2e-3, 0.985  # of the heads and, in the end, the backbone; momentum of the EMA
-HELD = 0.3  # weight of the Gram loss, and that of the preserved CLS feature
 COUNTS = dict(train=8000, val=1000, test=2000)
 SEEDS = (0, 1, 2)
 
@@ -88,9 +87,7 @@ def settings(weights: str, source: str, arm: str, seed: int):
   config.optim.update(lr_scaling="none", freeze_backbone_steps=FREEZE, ramp_backbone_steps=RAMP)
   config.schedules.update(
     lr=base.constant(RATE), momentum=base.linear(0.97, AVERAGE, FREEZE + RAMP),
-    teacher_temp=base.linear(0.01, 0.03, FREEZE + RAMP),
-    gram_weight=base.constant(HELD))
-  config.cls_preservation.weight = HELD
+    teacher_temp=base.linear(0.01, 0.03, FREEZE + RAMP))
   config.checkpoint.update(every=STEPS, keep=1, keep_every=0, minutes=0.0)
   config.evals.update(every=STEPS, image_size=32, pictures=0, picture_size=32,
                       general="openmoji:base")
