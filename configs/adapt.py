@@ -36,7 +36,7 @@ def get_config(weights: str = "vits16") -> ConfigDict:
   for head in (config.dino, config.ibot):
     head.prototypes = 8192
   follow(config, weights)
-  # While the backbone is frozen, too: heads learn to read the features as all later steps make them.
+  # While the backbone is frozen, too: heads learn to read features as all later steps make them.
   config.model.drop_path = min(config.model.drop_path, 0.1)
   config.schedules.update(
     lr=base.constant(5e-5 / 4),  # the scaling rule multiplies by 4 sqrt(batch / 1024)
