@@ -34,6 +34,8 @@ TASKS = {
   "depth": Task("dense", "nyu:run", "nyu_train.txt, nyu_test.txt and what they name"),
   "kitti": Task("dense", "kitti:run", "eigen_{train,test}_files_with_gt.txt, raw/ and "
                 "data_depth_annotated/"),
+  "navi": Task("3D", "views:run", "navi_v1/OBJECT/wild_set with images/, depth/, annotations.json"),
+  "stereo": Task("3D", "stereo:run", "SCENE/ of Middlebury 2014 with disp0.pfm and calib.txt"),
   "spair": Task("3D", "keypoints:run", "SPair-71k with PairAnnotation/test"),
   "discovery": Task("objects", "discovery:run",
                     "VOCdevkit/VOC2007 or VOC2012, or COCO with coco_20k_filenames.txt"),
