@@ -45,4 +45,6 @@ TASKS = {
   "oxford": Task("retrieval", "instances:oxford", "gnd_roxford5k.pkl (or rparis6k) and jpg/*.jpg"),
   "met": Task("retrieval", "artworks:run", "images/ and ground_truth/*.json"),
   "amstertime": Task("retrieval", "instances:amstertime", "new/0000.png and old/0000.jpg"),
+  "pca": Task("pictures", "pictures:pca", "a folder of images, or of videos"),
+  "foreground": Task("pictures", "pictures:foreground", "images/NAME.jpg and labels/NAME.png"),
 }
