@@ -52,6 +52,8 @@ def parser() -> arguments.Parser:
       help="of images (frames: their short side), instead of each task's own")
   add("--limit", type=int, metavar="N", help="so many images, videos or pairs of a split")
   add("--steps", type=int, metavar="N", help="of trained probes, instead of each task's own")
+  add("--set", metavar="NAME=VALUE", action="append", default=[], dest="settings",
+      help="an option of a task, such as frames=8 of actions; docs/evaluation.md lists them")
   add("--batch-size", type=int, default=32, metavar="IMAGES")
   return result
 
@@ -86,6 +88,9 @@ def main() -> int:
     for flag in ("size", "limit", "steps", "batch_size"):
       if getattr(args, flag) is not None and getattr(args, flag) < 1:
         raise ValueError(f"--{flag.replace('_', '-')} must be at least 1")
+    if not all("=" in item for item in args.settings):
+      raise ValueError("--set wants NAME=VALUE, such as --set frames=8")
+    settings = dict(item.split("=", 1) for item in args.settings)
     data = pathlib.Path(args.data)
     if not data.is_dir():
       raise ValueError(f"--data {printable(data)} is no folder")
@@ -102,7 +107,8 @@ def main() -> int:
     results = _read(out / "results.json") if out else {}
     with signals.Noted(line=None) as stop:
       session = Session(model, prepare, data, cache, args.size, args.limit, args.steps,
-                        args.batch_size, progress=True, stop=lambda: stop.number)
+                        args.batch_size, progress=True, stop=lambda: stop.number,
+                        settings=settings)
       for name in args.tasks:
         result = TASKS[name](session)
         print(table(name, result, named), flush=True)
@@ -118,6 +124,9 @@ def main() -> int:
               versions=dict(dinov3_jax=__version__, jax=jax.__version__))
           _write(out / "results.json", results)
         session.left_out.clear()
+      if settings.keys() - session.asked:
+        raise ValueError(f"none of these tasks has the option "
+                         f"{', '.join(sorted(settings.keys() - session.asked))}")
   except Stopped:
     with contextlib.suppress(OSError):  # the terminal may be gone
       fail("interrupted; the same command goes on from here")

@@ -22,7 +22,8 @@ def test_mean_colours_are_those_of_patches():
 
 
 def test_true_labels_track_better_than_a_copy(mini_data, tmp_path):
-  session = TrueLabels(MeanColour(8), Preprocess(), mini_data / "DAVIS", tmp_path, size=192, limit=1)
+  session = TrueLabels(MeanColour(8), Preprocess(), mini_data / "DAVIS", tmp_path, size=192,
+                       limit=1)
   figures = tracking.run(session).figures
   assert figures["J"] > 70 and figures["J&F"] > figures["J&F of the first mask, copied"] + 10
   (labels,) = session.frames([mini_data / "DAVIS/JPEGImages/480p/clip0/00002.jpg"], 192, 256)
