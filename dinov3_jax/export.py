@@ -25,7 +25,11 @@ import os
 import sys
 
 from dinov3_jax import arguments
+from dinov3_jax.callable_module import make_callable
 from dinov3_jax.main import fail
+
+if __name__ != "__main__":
+  make_callable(__name__, "dinov3_jax.weights.exporting", "export")
 
 
 def __getattr__(name: str):
@@ -35,20 +39,28 @@ def __getattr__(name: str):
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def main() -> int:
-  parser = arguments.Parser("export", __doc__)
-  add = parser.add_argument
+def parser() -> arguments.Parser:
+  """The command line."""
+  made = arguments.Parser("export", __doc__)
+  add = made.add_argument_group("the model").add_argument
   add("positional", metavar="WEIGHTS", nargs="?", help="a run's folder, or any other weights")
   add("--weights", metavar="W", help="the same thing as a flag")
-  add("--format", choices=["hf", "official", "safetensors"], required=True)
-  add("--out", metavar="DIR", required=True, type=os.path.expanduser, help="a new folder")
-  add("--network", choices=["teacher", "student"], default="teacher")
-  add("--heads", action="store_true", help="write the heads of DINO and iBOT, too")
   add("--model", metavar="NAME", help="which model it is, where the weights do not say so")
   add("--name", dest="model", default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # its former name
-  args = parser.parse_args()
+  add("--network", choices=["teacher", "student"], default="teacher",
+      help="of a run; the teacher by default")
+  add = made.add_argument_group("what comes out").add_argument
+  add("--format", choices=["hf", "official", "safetensors"], required=True)
+  add("--out", metavar="DIR", required=True, type=os.path.expanduser, help="a new folder")
+  add("--heads", action="store_true", help="write the heads of DINO and iBOT, too")
+  return made
+
+
+def main() -> int:
+  command = parser()
+  args = command.parse_args()
   if (args.positional is None) == (args.weights is None):
-    parser.error("give the weights once, as WEIGHTS or as --weights W")
+    command.error("give the weights once, as WEIGHTS or as --weights W")
 
   # Not before the command line is right: it takes seconds.
   from dinov3_jax.text.loading import export_text, is_text_run

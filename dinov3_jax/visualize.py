@@ -165,11 +165,12 @@ def framed(picture: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
   return picture
 
 
-def main() -> int:
-  parser = arguments.Parser("visualize", __doc__)
-  add = parser.add_argument
-  add("image", metavar="IMAGE", type=os.path.expanduser)
-  arguments.add_model(parser)
+def parser() -> arguments.Parser:
+  """The command line."""
+  made = arguments.Parser("visualize", __doc__)
+  made.add_argument("image", metavar="IMAGE", type=os.path.expanduser)
+  arguments.add_model(made)
+  add = made.add_argument_group("the picture").add_argument
   add("--out", metavar="FILE", type=os.path.expanduser,
       help="the picture; by default IMAGE's name with .dinov3.png, here")
   add("--size", type=arguments.size, default=SHORTER_SIDE, metavar="SIDE|HEIGHT,WIDTH",
@@ -178,7 +179,11 @@ def main() -> int:
       help="show what is similar to this patch")
   add("--foreground", action="store_true", help="colour only what stands out")
   add("--text", metavar="WORDS", help="show what fits these words")
-  args = parser.parse_intermixed_args()
+  return made
+
+
+def main() -> int:
+  args = parser().parse_intermixed_args()
   try:
     from dinov3_jax.evals.backbone import open_model, patch_side  # slow
     out = check_out(args.out or f"{pathlib.Path(args.image).stem}.dinov3.png", args.image)

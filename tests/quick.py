@@ -71,8 +71,9 @@ class Method:
     observe = made.observe
 
     def observe_and_act(step, state):
-      observe(step, state)
+      found = observe(step, state)
       self.at.get(step, lambda: None)()
+      return found
 
     made.observe = observe_and_act
     return made, past

@@ -20,15 +20,23 @@ def classes_of(folder: pathlib.Path) -> list[str]:
   return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
 
 
-def images_of(folder: pathlib.Path, classes: Sequence[str]) -> tuple[list[str], np.ndarray]:
+def images_of(folder: pathlib.Path, classes: Sequence[str], others: bool = False
+              ) -> tuple[list[str], np.ndarray]:
   """The images below the class folders and their classes.
+
+  Args:
+    folder: with the class folders.
+    classes: their names, in order.
+    others: whether there may be other folders, which are left out.
 
   Raises:
     LayoutError: a folder that is none of the classes, or one of them without images.
   """
   own = classes_of(folder)
   strange = sorted(set(own) - set(classes))
-  if strange:
+  if others:
+    own = [name for name in own if name in classes]
+  elif strange:
     raise LayoutError(f"{folder} has a class {strange[0]} that the training set does not have")
   paths, labels = [], []
   for name in own:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinov3_jax.evals.probe_grid import along, gathered, one_by_one, spread
 from dinov3_jax.evals.sliding import resize
 
 EPSILON = 1e-5  # of the batch norm
@@ -63,7 +64,7 @@ def train(batches: Iterable[tuple[np.ndarray, np.ndarray]], schedule: Sequence[f
           loss: Loss = cross_entropy, rates: Sequence[float] = RATES,
           decays: Sequence[float] = DECAYS, *, betas: Sequence[float] | None = None,
           dropout: float = DROPOUT, clip: float | None = None, weight=None, offset=None,
-          seed: int = 0) -> Probe:
+          seed: int = 0, mesh: jax.sharding.Mesh | None = None) -> Probe:
   """Trains a probe for every rate and decay on the same batches, with AdamW.
 
   Args:
@@ -77,11 +78,13 @@ def train(batches: Iterable[tuple[np.ndarray, np.ndarray]], schedule: Sequence[f
     clip: the largest norm of a probe's gradient; None: any.
     weight, offset: [D, K] and [K] to begin with; None: N(0, 0.01) and 0.
     seed: of the weights and the dropout.
+    mesh: devices that share the probes; None: the first one alone.
 
   Raises:
     ValueError: fewer batches than steps, or a loss that is not finite.
   """
   grid = np.array([(rate, decay) for rate in rates for decay in decays], np.float32)
+  placed, place = spread(grid, mesh)
   state, losses = None, []
   key = jax.random.key(seed)
   batches = iter(batches)
@@ -91,23 +94,25 @@ def train(batches: Iterable[tuple[np.ndarray, np.ndarray]], schedule: Sequence[f
       raise ValueError(f"there are {i} batches for {len(schedule)} steps")
     features, targets = batch
     if state is None:
-      state = _start(features.shape[-1], outputs, len(grid), weight, offset, seed)
-    state, value = _step(state, jnp.asarray(features), jnp.asarray(targets), grid[:, 0] * factor,
-                         grid[:, 1], 0.9 if betas is None else betas[i],
-                         jax.random.fold_in(key, i), loss=loss, dropout=dropout, clip=clip)
+      state = _start(features.shape[-1], outputs, len(placed), place, weight, offset, seed)
+    state, value = _step(state, jnp.asarray(features), jnp.asarray(targets),
+                         place(placed[:, 0] * np.float32(factor)), place(placed[:, 1]),
+                         0.9 if betas is None else betas[i], jax.random.fold_in(key, i), loss=loss,
+                         dropout=dropout, clip=clip, mesh=mesh)
     losses.append(value)
-  losses = np.stack([np.asarray(value) for value in losses])
+  losses = np.stack([np.asarray(value)[:len(grid)] for value in losses])
   if not np.isfinite(losses).any(1).all():
     raise ValueError("all probes diverge: their losses are not finite; are the features?")
-  params, _, _, mean, variance, *_ = state
-  return Probe(params, mean, variance, grid[:, 0], grid[:, 1], losses)
+  params, _, _, *statistics = state[:5]
+  mean, variance = (jnp.asarray(np.asarray(x)) for x in statistics)
+  return Probe(gathered(params, len(grid)), mean, variance, grid[:, 0], grid[:, 1], losses)
 
 
-def _start(dims, outputs, heads, weight, offset, seed):
+def _start(dims, outputs, heads, place, weight, offset, seed):
   rng = np.random.default_rng(seed)
   weight = 0.01 * rng.standard_normal((dims, outputs)) if weight is None else weight
   offset = np.zeros(outputs) if offset is None else offset
-  params = jax.tree.map(lambda x: jnp.asarray(np.repeat(np.float32(x)[None], heads, 0)), dict(
+  params = jax.tree.map(lambda x: place(np.repeat(np.float32(x)[None], heads, 0)), dict(
       scale=np.ones(dims), bias=np.zeros(dims), weight=weight, offset=offset))
   zeros = lambda: jax.tree.map(jnp.zeros_like, params)
   # Adam's beta1 may change between steps: its bias correction is 1 - the product of all so far.
@@ -124,8 +129,8 @@ def _apply(params, x):
   return jnp.matmul(x, params["weight"], precision="float32") + params["offset"]
 
 
-@partial(jax.jit, static_argnames=("loss", "dropout", "clip"), donate_argnums=0)
-def _step(state, x, targets, rates, decays, beta, key, *, loss, dropout, clip):
+@partial(jax.jit, static_argnames=("loss", "dropout", "clip", "mesh"), donate_argnums=0)
+def _step(state, x, targets, rates, decays, beta, key, *, loss, dropout, clip, mesh):
   params, first, second, mean, variance, step, product = state
   x = x.astype(jnp.float32)
   if dropout:
@@ -137,24 +142,20 @@ def _step(state, x, targets, rates, decays, beta, key, *, loss, dropout, clip):
   mean += MOMENTUM * (own_mean - mean)
   variance += MOMENTUM * (own_variance * count / max(count - 1, 1) - variance)
 
-  value, gradient = jax.lax.map(  # probe by probe: their outputs do not stand in memory together
-      jax.value_and_grad(lambda p: loss(_apply(p, z), targets, step)), params)
+  value, gradient = one_by_one(
+      jax.value_and_grad(lambda p, z, targets, step: loss(_apply(p, z), targets, step)), mesh)(
+          params, z, targets, step)
   if clip is not None:
     norm = jnp.sqrt(sum(jnp.square(g).reshape(len(rates), -1).sum(1)
                         for g in jax.tree.leaves(gradient)))
     factor = jnp.minimum(clip / (norm + 1e-6), 1)
-    gradient = jax.tree.map(lambda g: g * _along(factor, g), gradient)
+    gradient = jax.tree.map(lambda g: g * along(factor, g), gradient)
   step += 1
   product *= beta
   first = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, first, gradient)
   second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * jnp.square(g), second, gradient)
   correct = lambda m, v: (m / (1 - product)) / (jnp.sqrt(v / (1 - 0.999**step)) + 1e-8)
   params = jax.tree.map(
-      lambda p, m, v: p * (1 - _along(rates * decays, p)) - _along(rates, p) * correct(m, v),
+      lambda p, m, v: p * (1 - along(rates * decays, p)) - along(rates, p) * correct(m, v),
       params, first, second)
   return (params, first, second, mean, variance, step, product), value
-
-
-def _along(x, like):
-  """[G] against [G, ...]."""
-  return x.reshape(-1, *[1] * (like.ndim - 1))

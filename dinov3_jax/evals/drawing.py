@@ -1,10 +1,9 @@
 """Pictures of what an evaluation found."""
 
-import os
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from dinov3_jax.evals import pca
@@ -18,11 +17,14 @@ def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
   return np.where(labels[..., None] > 0, 0.45 * image + 0.55 * colours, image).astype(np.uint8)
 
 
-def write(path: str | os.PathLike, picture: np.ndarray | Sequence[np.ndarray]):
+def write(path: epath.PathLike, picture: np.ndarray | Sequence[np.ndarray]):
   """Writes a canvas uint8 [H, W, 3], or frames of one size as an animated file (.gif)."""
   if isinstance(picture, np.ndarray):
     pca.save(path, picture)
     return
-  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
   first, *others = [Image.fromarray(frame) for frame in picture]
-  first.save(path, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
+  with path.open("wb") as file:
+    first.save(file, path.suffix[1:], save_all=True, append_images=others,
+               duration=FRAME_MILLISECONDS, loop=0)

@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from PIL import Image
 from rich.console import Console
 from rich.progress import (
   BarColumn,
@@ -125,6 +126,43 @@ def extract(images: Sequence[str], out: str | os.PathLike, model: nnx.Module, pr
                        f"{names[first]}: {rows.damaged[first]}")
     rows.finish(names)
   return {names[i]: reason for i, reason in sorted(rows.damaged.items())}
+
+
+def of_pictures(pictures: Sequence[np.ndarray | Image.Image], model: nnx.Module,
+                prepare: Preprocess, *, tokens: str = "cls", batch_size: int = 32,
+                dtype: str = "float32") -> dict[str, np.ndarray]:
+  """The features of pictures that are in memory: those that `extract` writes for their files.
+
+  Args:
+    pictures: uint8 [H, W, 3], each of any size, or Pillow's.
+    model, prepare, tokens, batch_size, dtype: as for `extract`.
+
+  Raises:
+    ValueError: there are none, or one that `prepare` refuses.
+  """
+  if not len(pictures):
+    raise ValueError("there are no images to take features of")
+  if batch_size < 1:
+    raise ValueError("batch_size must be at least 1")
+  grid = [side // patch_side(model) for side in np.broadcast_to(prepare.size, 2).tolist()]
+  place, shards = _layout(model)
+  batch_size = -(-min(batch_size, len(pictures)) // shards) * shards
+
+  def compute(chosen):
+    batch = np.zeros((batch_size, *np.broadcast_to(prepare.size, 2), 3), np.float32)
+    for i, picture in enumerate(chosen):
+      batch[i] = prepare(picture)
+    found = model(jax.device_put(batch, place))
+    return {key: found[key] for key in TOKENS[tokens]}, len(chosen)
+
+  parts = [
+    {key: np.asarray(x)[:count].astype(dtype) for key, x in arrays.items()}
+    for arrays, count in _one_ahead(compute(pictures[i:i + batch_size])
+                                    for i in range(0, len(pictures), batch_size))]
+  arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+  if "patches" in arrays:
+    arrays["patches"] = arrays["patches"].reshape(len(pictures), *grid, -1)
+  return arrays
 
 
 def partial_of(out: pathlib.Path) -> pathlib.Path:

@@ -23,6 +23,7 @@ class Framing:
     rule: "crop" resizes the shorter side (bicubic) and cuts out the middle; "pad" resizes the
       longer one and fills up with zeros around, after the normalisation.
     shorter: what "crop" resizes the shorter side to; None: `size`.
+    border: pixels that are cut off on every side first.
   """
 
   mean: tuple[float, float, float]
@@ -30,6 +31,7 @@ class Framing:
   size: int
   rule: str = "crop"
   shorter: int | None = None
+  border: int = 0
 
   def __post_init__(self):
     if self.rule not in RULES:
@@ -43,6 +45,8 @@ class Framing:
     """
     if isinstance(image, str | os.PathLike):
       image = decode(image, image)
+    if self.border:
+      image = image[self.border:-self.border, self.border:-self.border]
     if self.rule == "crop":
       return normalize(center_crop(image, self.size, self.shorter), self.mean, self.std)
     most = max(image.shape[:2])

@@ -8,6 +8,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dinov3_jax.evals.probe_grid import spread
 
 # Paper D.7: 10 epochs of batches of 1024, SGD with momentum.
 RATES = tuple(m * 10.0**e for e in (-4, -3, -2, -1, 0) for m in (1, 2, 5))
@@ -90,23 +94,22 @@ def train(features, labels, rates: Sequence[float] = RATES, decays: Sequence[flo
     weights = 0.01 * np.random.default_rng(seed).standard_normal(
         (num_classes, features.shape[1]), np.float32)
   heads = len(grid)
-  padded = np.resize(grid, (-(-heads // mesh.size) * mesh.size, 2)) if mesh else grid
-  place = lambda x: jnp.asarray(x)
-  if mesh:
-    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
-    place = lambda x: jax.device_put(x, spread)
-  w = place(np.repeat(np.asarray(weights, np.float32)[None], len(padded), 0))
-  b = place(np.zeros((len(padded), num_classes), np.float32))
-  state = (w, b, jnp.zeros_like(w), jnp.zeros_like(b))
+  placed, place = spread(grid, mesh)
+  w = np.tile(np.asarray(weights, np.float32).T, len(placed))
+  b = np.zeros(w.shape[1], np.float32)
+  across = jnp.asarray if mesh is None else partial(
+      jax.device_put, device=NamedSharding(mesh, P(None, mesh.axis_names)))
+  state = (across(w), place(b), across(np.zeros_like(w)), place(b))
   factors, losses = cosine(len(order)).astype(np.float32), []
-  lr, decay = place(padded[:, 0]), place(padded[:, 1])
+  lr, decay = place(placed[:, 0]), place(placed[:, 1])
   for start in range(0, len(order), CHUNK):
     rows = order[start:start + CHUNK]
     state, loss = _steps(state, lr, decay, features[rows], labels[rows].astype(np.int32),
-                         factors[start:start + CHUNK])
+                         factors[start:start + CHUNK], mesh=mesh)
     losses.append(np.asarray(loss)[:, :heads])
-  return Heads(np.asarray(state[0])[:heads], np.asarray(state[1])[:heads], grid[:, 0], grid[:, 1],
-               np.concatenate(losses))
+  w = np.asarray(state[0]).reshape(len(w), len(placed), -1)[:, :heads].transpose(1, 2, 0)
+  b = np.asarray(state[1]).reshape(len(placed), -1)[:heads]
+  return Heads(np.ascontiguousarray(w), b, grid[:, 0], grid[:, 1], np.concatenate(losses))
 
 
 def _shuffled(count: int, steps: int, batch: int, seed: int) -> np.ndarray:
@@ -116,25 +119,42 @@ def _shuffled(count: int, steps: int, batch: int, seed: int) -> np.ndarray:
   return np.concatenate(epochs)[:steps * batch].reshape(steps, batch)
 
 
-@partial(jax.jit, donate_argnums=0)
-def _steps(state, rates, decays, features, labels, factors):
-  """Several steps of all heads. features [steps, batch, D], labels [steps, batch]."""
-  def loss(w, b, x, y):
-    logits = jnp.einsum("nd,gcd->gnc", x, w, precision="float32") + b[:, None]
-    own = jnp.take_along_axis(logits, y[None, :, None], axis=2)[..., 0]
-    each = (jax.nn.logsumexp(logits, axis=2) - own).mean(1)
-    return each.sum(), each
+@partial(jax.jit, static_argnames="mesh", donate_argnums=0)
+def _steps(state, rates, decays, features, labels, factors, *, mesh=None):
+  """Several steps of all heads. features [steps, batch, D], labels [steps, batch].
 
-  def step(state, inputs):
-    w, b, mw, mb = state
-    x, y, factor = inputs
-    (dw, db), each = jax.grad(loss, (0, 1), has_aux=True)(w, b, x.astype(jnp.float32), y)
-    mw = MOMENTUM * mw + dw + decays[:, None, None] * w
-    mb = MOMENTUM * mb + db + decays[:, None] * b
-    lr = factor * rates
-    return (w - lr[:, None, None] * mw, b - lr[:, None] * mb, mw, mb), each
+  In the state, the classes of all heads stand side by side, so that a step is two products of
+  matrices: weights [D, G C], biases [G C], and their momenta.
+  """
+  def some(state, rates, decays, features, labels, factors):
+    heads = len(rates)
+    classes = state[1].size // heads
+    rates, decays = jnp.repeat(rates, classes), jnp.repeat(decays, classes)
+    places = jnp.arange(classes)
 
-  return jax.lax.scan(step, state, (features, labels, factors))
+    def step(state, inputs):
+      w, b, mw, mb = state
+      x, y, factor = inputs
+      x = x.astype(jnp.float32)
+      logits = (jnp.matmul(x, w, precision="float32") + b).reshape(len(x), heads, classes)
+      own = jnp.take_along_axis(logits, y[:, None, None], axis=2)
+      total = jax.nn.logsumexp(logits, axis=2, keepdims=True)
+      residual = (jnp.exp(logits - total) - (places == y[:, None, None])) / len(x)
+      residual = residual.reshape(len(x), -1)
+      mw = MOMENTUM * mw + jnp.matmul(x.T, residual, precision="float32") + decays * w
+      mb = MOMENTUM * mb + residual.sum(0) + decays * b
+      lr = factor * rates
+      return (w - lr * mw, b - lr * mb, mw, mb), (total - own).mean((0, 2))
+
+    return jax.lax.scan(step, state, (features, labels, factors))
+
+  if mesh is not None:
+    across, all_ = P(None, mesh.axis_names), P()
+    along = P(mesh.axis_names)
+    places = (across, along, across, along)
+    some = jax.shard_map(some, mesh=mesh, in_specs=(places, along, along, all_, all_, all_),
+                         out_specs=(places, across))
+  return some(state, rates, decays, features, labels, factors)
 
 
 def accuracies(heads: Heads, features, labels) -> np.ndarray:

@@ -4,275 +4,78 @@ r"""Writes small data sets in the layouts of the real ones, to try every task of
 
 They are made from OpenMoji's drawings over generated backgrounds, by a seed: real in their layout
 and in nothing else, so that figures on them compare models with each other, not with the paper.
-DIR gets `folders` (knn, linear, logistic), `VOC` (segmentation, discovery), `SPair-71k` (spair),
-`DAVIS` (tracking), `oxford` and `AmsterTime`.
+Each set has a folder in DIR:
+
+{sets}
+
+Videos need PyAV (`pip install av`); `--sets` takes some of the sets only.
 """
 
 import argparse
-import json
 import os
 import pathlib
-import pickle
 import sys
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
-# Colours of label files: VOC's first ones, so that a viewer shows them apart.
-PALETTE = np.array([[i & 1 and 128, i & 2 and 128, i & 4 and 128] for i in range(8)], np.uint8)
+from dinov3_jax.evals import mini_images, mini_videos
+from dinov3_jax.evals.mini_canvas import Drawings
 
-
-class Drawings:
-  """Drawings with their masks, from OpenMoji's side that is never trained on.
-
-  Attributes:
-    labels: their categories.
-    classes: the names of these.
-  """
-
-  def __init__(self, side: int = 96, split: str = "test"):
-    from dinov3_jax.data.sources.openmoji import OpenMoji
-    self._source = OpenMoji(split, side, base_only=True)
-    self.classes = [name.split()[0].lower() for name in self._source.classes]
-    self.labels = self._source.labels
-
-  def __len__(self):
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> Image.Image:
-    """RGBA, with the soft edge of the mask."""
-    picture = Image.fromarray(self._source[index]["image"]).convert("RGBA")
-    picture.putalpha(Image.fromarray(self._source.mask(index)))
-    return picture
+SETS = {  # by folder: what writes it, and the tasks that it is for
+  "folders": (mini_images.folders, "knn, linear, logistic"),
+  "VOC": (mini_images.voc, "segmentation, discovery"),
+  "SPair-71k": (mini_images.spair, "spair"),
+  "DAVIS": (mini_videos.davis, "tracking"),
+  "oxford": (mini_images.oxford, "oxford"),
+  "AmsterTime": (mini_images.amstertime, "amstertime"),
+  "YouTube-VOS": (mini_videos.youtube_vos, "tracking"),
+  "MOSE": (mini_videos.mose, "tracking"),
+  "SSv2": (mini_videos.ssv2, "actions"),
+  "K400": (mini_videos.kinetics, "actions"),
+  "UCF101": (mini_videos.ucf, "actions"),
+}
 
 
-def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-  """A slope between two muted colours with soft blotches, uint8 [height, width, 3]."""
-  first, second = rng.uniform(60, 200, (2, 3))
-  angle = rng.uniform(0, 2 * np.pi)
-  y, x = np.mgrid[:height, :width]
-  slope = (np.cos(angle) * x / width + np.sin(angle) * y / height)[..., None]
-  slope = (slope - slope.min()) / np.ptp(slope)
-  blotches = Image.fromarray(rng.integers(0, 255, (6, 8), np.uint8)).resize(
-      (width, height), Image.Resampling.BICUBIC)
-  return np.clip(first + (second - first) * slope + (np.asarray(blotches)[..., None] - 127) * 0.15,
-                 0, 255).astype(np.uint8)
-
-
-def plain(height: int, width: int) -> np.ndarray:
-  """White, uint8 [height, width, 3]."""
-  return np.full((height, width, 3), 255, np.uint8)
-
-
-def place(drawing: Image.Image, degrees: float, scale: float) -> Image.Image:
-  """A drawing that is turned about its centre and scaled."""
-  side = max(round(drawing.width * scale), 4)
-  return drawing.resize((side, side), Image.Resampling.BICUBIC).rotate(
-      degrees, Image.Resampling.BICUBIC)
-
-
-def compose(canvas: np.ndarray, drawing: Image.Image, left: int, top: int
-            ) -> tuple[np.ndarray, np.ndarray]:
-  """The canvas with a drawing on it, and the drawing's alpha on the canvas, uint8 [H, W]."""
-  layer = Image.new("RGBA", canvas.shape[1::-1])
-  layer.paste(drawing, (left, top))
-  picture = Image.alpha_composite(Image.fromarray(canvas).convert("RGBA"), layer)
-  return np.asarray(picture.convert("RGB")), np.asarray(layer)[..., 3]
-
-
-def save(path: pathlib.Path, image: np.ndarray):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(image).save(path, **(dict(quality=92) if path.suffix == ".jpg" else {}))
-
-
-def save_labels(path: pathlib.Path, labels: np.ndarray):
-  """A label file with a palette, as DAVIS and VOC have them."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  picture = Image.fromarray(labels.astype(np.uint8), "L").convert("P")
-  picture.putdata(labels.astype(np.uint8).ravel())
-  picture.putpalette(np.resize(PALETTE, (256, 3)).ravel().tolist())
-  picture.save(path)
-
-
-def folders(out: pathlib.Path, drawings, rng: np.random.Generator, train: int = 20, val: int = 10):
-  """`train/CLASS` and `val/CLASS`: every drawing once, on white."""
-  for label, name in enumerate(drawings.classes):
-    own = rng.permutation(np.flatnonzero(drawings.labels == label))[:train + val]
-    share = min(train, len(own) * train // (train + val))
-    for i, index in enumerate(own):
-      image, _ = compose(plain(112, 112), place(drawings[index], 0, rng.uniform(0.8, 1)), 8, 8)
-      save(out / ("train" if i < share else "val") / name / f"{i:03}.jpg", image)
-
-
-def davis(out: pathlib.Path, drawings, rng: np.random.Generator, videos: int = 4, frames: int = 8):
-  """Three drawings that move, turn, grow and hide each other before a camera that pans."""
-  names = [f"clip{i}" for i in range(videos)]
-  for name in names:
-    chosen = [drawings[i] for i in rng.choice(len(drawings), 3, replace=False)]
-    start, speed = rng.uniform([10, 10], [90, 150], (3, 2)), rng.uniform(-6, 6, (3, 2))
-    turn, grow = rng.uniform(-6, 6, 3), rng.uniform(0.99, 1.02, 3)
-    scene, pan = background(rng, 192, 256 + 2 * frames), 2
-    for t in range(frames):
-      image = scene[:, pan * t:pan * t + 256]
-      labels = np.zeros((192, 256), np.uint8)
-      for k, drawing in enumerate(chosen):
-        top, left = np.round(start[k] + t * speed[k]).astype(int).tolist()
-        image, alpha = compose(image, place(drawing, t * turn[k], 0.8 * grow[k]**t), left, top)
-        labels[alpha > 127] = k + 1
-      noise = rng.normal(0, 4, image.shape)
-      save(out / "JPEGImages/480p" / name / f"{t:05}.jpg",
-           np.clip(image + noise, 0, 255).astype(np.uint8))
-      save_labels(out / "Annotations/480p" / name / f"{t:05}.png", labels)
-  path = out / "ImageSets/2017/val.txt"
-  path.parent.mkdir(parents=True)
-  path.write_text("\n".join(names) + "\n")
-
-
-def voc(out: pathlib.Path, drawings, rng: np.random.Generator, train: int = 40, val: int = 20,
-        boxes: int = 16):
-  """VOC2012 for segmentation (the class is the category), VOC2007 with boxes for discovery."""
-  def scene(height, width):
-    index = int(rng.choice(np.flatnonzero(drawings.labels >= 0)))
-    drawing = place(drawings[index], rng.uniform(-20, 20), rng.uniform(0.7, 1))
-    left, top = (int(rng.integers(0, max(side - drawing.width, 1))) for side in (width, height))
-    return index, *compose(background(rng, height, width), drawing, left, top)
-
-  root = out / "VOCdevkit/VOC2012"
-  (root / "ImageSets/Segmentation").mkdir(parents=True)
-  for split, count in (("train", train), ("val", val)):
-    names = [f"2012_{split}_{i:04}" for i in range(count)]
-    for name in names:
-      index, image, alpha = scene(112, 144)
-      labels = np.where(alpha > 230, drawings.labels[index] + 1, np.where(alpha > 25, 255, 0))
-      save(root / "JPEGImages" / f"{name}.jpg", image)
-      save_labels(root / "SegmentationClass" / f"{name}.png", labels)
-    (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names) + "\n")
-  root = out / "VOCdevkit/VOC2007"
-  for folder in ("ImageSets/Main", "Annotations"):
-    (root / folder).mkdir(parents=True)
-  names = [f"{i:06}" for i in range(1, boxes + 1)]
-  for name in names:
-    index, image, alpha = scene(122, 165)
-    rows, columns = (np.flatnonzero((alpha > 127).any(axis)) for axis in (1, 0))
-    sides = dict(xmin=columns[0] + 1, ymin=rows[0] + 1, xmax=columns[-1] + 1, ymax=rows[-1] + 1)
-    box = "".join(f"<{key}>{value}</{key}>" for key, value in sides.items())
-    save(root / "JPEGImages" / f"{name}.jpg", image)
-    (root / "Annotations" / f"{name}.xml").write_text(
-        f"<annotation><filename>{name}.jpg</filename><object><name>"
-        f"{drawings.classes[drawings.labels[index]]}</name><truncated>0</truncated>"
-        f"<difficult>0</difficult><bndbox>{box}</bndbox></object></annotation>")
-  (root / "ImageSets/Main/trainval.txt").write_text("\n".join(names) + "\n")
-
-
-def spair(out: pathlib.Path, drawings, rng: np.random.Generator, classes: int = 2, images: int = 4):
-  """Views of one drawing a class; keypoints are the same places of it, under each view's map."""
-  (out / "PairAnnotation/test").mkdir(parents=True)
-  number = 0
-  for label in range(classes):
-    name = drawings.classes[label]
-    drawing = drawings[int(rng.choice(np.flatnonzero(drawings.labels == label)))]
-    opaque = np.argwhere(np.asarray(drawing)[..., 3] > 200)[:, ::-1]
-    points = opaque[rng.choice(len(opaque), 6, replace=False)]
-    views = []
-    for i in range(images):
-      degrees, scale = float(rng.uniform(-25, 25)), float(rng.uniform(0.8, 1.1))
-      view, (height, width) = place(drawing, degrees, scale), rng.integers(110, 150, 2)
-      left, top = (int(rng.integers(0, max(side - view.width, 1))) for side in (width, height))
-      image, alpha = compose(background(rng, height, width), view, left, top)
-      save(out / "JPEGImages" / name / f"view_{i}.jpg", image)
-      angle, centre = np.radians(degrees), view.width / 2
-      turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-      own = (points * view.width / drawing.width - centre) @ turn.T + centre + [left, top]
-      rows, columns = (np.flatnonzero((alpha > 127).any(axis)) for axis in (1, 0))
-      box = [int(x) for x in (columns[0], rows[0], columns[-1], rows[-1])]
-      views.append((f"view_{i}.jpg", [int(width), int(height), 3], box,
-                    np.round(own).astype(int).tolist()))
-    for source in views:
-      for target in views:
-        if source is not target:
-          pair = dict(category=name, viewpoint_variation=0)
-          for key, own in (("src", source), ("trg", target)):
-            pair |= {f"{key}_{what}": value for what, value in zip(
-                ("imname", "imsize", "bndbox", "kps"), own)}
-          stems = "-".join(own[0].split(".")[0] for own in (source, target))
-          (out / f"PairAnnotation/test/{number:06}-{stems}:{name}.json").write_text(
-              json.dumps(pair))
-          number += 1
-
-
-def oxford(out: pathlib.Path, drawings, rng: np.random.Generator, queries: int = 12,
-           others: int = 24):
-  """Easy views are turned a little, hard ones a lot, half as large and on a background; others
-  match no query."""
-  names, truth = [], []
-  def add(index, name, degrees, scale):
-    scene = background(rng, 120, 150) if scale < 0.9 else plain(120, 150)
-    image, _ = compose(scene, place(drawings[index], degrees, scale), 20, 10)
-    save(out / "jpg" / f"{name}.jpg", image)
-    return name
-
-  chosen = rng.choice(len(drawings), queries + others, replace=False)
-  for i, index in enumerate(chosen[:queries]):
-    add(index, f"query_{i:03}", 0, 1)
-    own = dict(bbx=[20, 10, 116, 106], easy=[], hard=[], junk=[])
-    for kind, count in (("easy", 2), ("hard", 2), ("junk", 1)):
-      for j in range(count):
-        turned = rng.uniform(-15, 15) if kind == "easy" else rng.uniform(40, 90)
-        own[kind].append(len(names))
-        names.append(add(index, f"{kind}_{i:03}_{j}", turned, 0.5 if kind == "hard" else 0.9))
-    truth.append(own)
-  names += [add(index, f"other_{i:03}", 0, 1) for i, index in enumerate(chosen[queries:])]
-  with open(out / "gnd_roxford5k.pkl", "wb") as file:
-    pickle.dump(dict(imlist=names, qimlist=[f"query_{i:03}" for i in range(queries)], gnd=truth),
-                file)
-
-
-def amstertime(out: pathlib.Path, drawings, rng: np.random.Generator, pairs: int = 24):
-  """`new` in colour, `old` the same in grey, faded and shifted."""
-  for i, index in enumerate(rng.choice(len(drawings), pairs, replace=False)):
-    image, _ = compose(background(rng, 120, 140), drawings[int(index)], 20, 10)
-    save(out / "new" / f"{i:04}.png", image)
-    grey = np.asarray(Image.fromarray(np.roll(image, (4, -6), (0, 1))).convert("L"))
-    faded = np.clip(90 + 0.5 * grey + rng.normal(0, 8, grey.shape), 0, 255).astype(np.uint8)
-    save(out / "old" / f"{i:04}.jpg", np.repeat(faded[..., None], 3, 2))
-
-
-SETS = {"folders": folders, "VOC": voc, "SPair-71k": spair, "DAVIS": davis, "oxford": oxford,
-        "AmsterTime": amstertime}
-
-
-def write(out: str | os.PathLike, seed: int = 0, drawings=None) -> None:
-  """Writes all of them into a new folder.
+def write(out: str | os.PathLike, seed: int = 0, drawings=None, sets: Sequence[str] = tuple(SETS),
+          beside: bool = False) -> None:
+  """Writes data sets into a new folder.
 
   Args:
     out: the folder; it must not be there, or be empty.
     seed: equal seeds give equal files.
     drawings: in place of OpenMoji: RGBA pictures by index, with `labels` and `classes`.
+    sets: which of `SETS`.
+    beside: the folder may hold other sets already.
 
   Raises:
     ValueError: the folder holds something, or OpenMoji's packages are missing.
+    ModuleNotFoundError: PyAV is missing, and a set has videos.
   """
   out = pathlib.Path(out)
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+  if out.exists() and not beside and (not out.is_dir() or any(out.iterdir())):
     raise ValueError(f"{out} is there already: choose another --out")
   drawings = Drawings() if drawings is None else drawings
-  for i, (name, make) in enumerate(SETS.items()):
-    make(out / name, drawings, np.random.default_rng([seed, i]))
+  for i, (name, (make, _)) in enumerate(SETS.items()):
+    if name in sets:
+      make(out / name, drawings, np.random.default_rng([seed, i]))
 
 
 def main() -> int:
+  described = "\n".join(f"  {name:12} {tasks}" for name, (_, tasks) in SETS.items())
   parser = argparse.ArgumentParser(
-      prog="python -m dinov3_jax.evals.mini", description=__doc__,
+      prog="python -m dinov3_jax.evals.mini", description=__doc__.format(sets=described),
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--out", metavar="DIR", required=True, type=os.path.expanduser)
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), metavar="SET")
   args = parser.parse_args()
   try:
-    write(args.out, args.seed)
-  except (OSError, ValueError) as error:
+    write(args.out, args.seed, sets=args.sets)
+  except (OSError, ValueError, ModuleNotFoundError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  print(f"{args.out}: {', '.join(SETS)}")
+  print(f"{args.out}: {', '.join(args.sets)}")
   return 0
 
 

@@ -6,7 +6,8 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dinov3_jax.data.crops import resize
+from dinov3_jax.data.decode import decode
 from dinov3_jax.data.preprocess import Preprocess
 from dinov3_jax.data.rows import read
 from dinov3_jax.data.walk import printable
@@ -64,6 +66,7 @@ class Session:
     progress: show bars.
     stop: asked between batches whether to stop.
     left_out: names of damaged images, and why; the tasks go on without them.
+    settings: what a task is to do otherwise than in its protocol, by the names that it asks for.
   """
 
   model: nnx.Module
@@ -77,6 +80,7 @@ class Session:
   progress: bool = False
   stop: Callable[[], object] = lambda: False
   left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def digest(self) -> str:
@@ -87,6 +91,27 @@ class Session:
   def patch(self) -> int:
     """Side of a patch, in pixels."""
     return patch_side(self.model)
+
+  def options(self, **own) -> tuple[types.SimpleNamespace, list[str]]:
+    """A task's options, by name with what its protocol says, as `settings` changes them.
+
+    Returns:
+      The options, and a sentence for each that is not as in the protocol.
+
+    Raises:
+      ValueError: a value of another type.
+    """
+    result = dict(own)
+    for key in own.keys() & self.settings.keys():
+      value, kind = self.settings[key], type(own[key])
+      try:
+        if kind is bool and value not in (True, False, "true", "false"):
+          raise ValueError(value)
+        result[key] = value in (True, "true") if kind is bool else kind(value)
+      except ValueError as error:
+        raise ValueError(f"{key}={value} must be {kind.__name__}, like {own[key]}") from error
+    return types.SimpleNamespace(**result), [
+      f"{key} = {result[key]}, not {own[key]}" for key in own if result[key] != own[key]]
 
   def path(self, name: str, wanted: str) -> pathlib.Path:
     """A file or folder of the data; a LayoutError with `wanted`, the layout, if it is not there."""
@@ -171,16 +196,39 @@ class Session:
       image = resize(image, height, width)
     return np.asarray(self.run(normalize(image, self.prepare.mean, self.prepare.std)[None])[0])
 
+  def frames(self, paths: Sequence[os.PathLike], height: int, width: int) -> Iterator[np.ndarray]:
+    """The patches of images that are resized to one size, float32 [h, w, D] each, in order.
+
+    Each device takes an image at a time.
+    """
+    count = 1 if self.mesh is None else self.mesh.size
+    for start in range(0, len(paths), count):
+      images = [resize(decode(path, path), height, width) for path in paths[start:start + count]]
+      yield from np.asarray(self.run(normalize(np.stack(images), self.prepare.mean,
+                                               self.prepare.std)))
+
   def run(self, images) -> jax.Array:
-    """The normed patches of normalised images [B, H, W, 3], float32 [B, h, w, D]."""
+    """The normed patches of normalised images [B, H, W, 3], float32 [B, h, w, D].
+
+    The devices share the images; the last ones are repeated until each device has as many.
+    """
     rows, columns = (side // self.patch for side in images.shape[1:3])
-    tokens = self.model(jax.device_put(images, self._everywhere))["patches"]
-    return jnp.asarray(tokens, jnp.float32).reshape(len(images), rows, columns, -1)
+    count, place = len(images), None
+    if self.mesh is not None:
+      places = np.minimum(np.arange(-(-count // self.mesh.size) * self.mesh.size), count - 1)
+      images = np.asarray(images)[places]
+      place = NamedSharding(self.mesh, P(self.mesh.axis_names))
+    tokens = self.model(jax.device_put(images, place))["patches"]
+    tokens = jnp.asarray(tokens, jnp.float32).reshape(len(images), rows, columns, -1)
+    # On one device again: what tasks make of a few patches is not worth a program for many.
+    return tokens if self.mesh is None else jax.device_put(tokens, jax.local_devices()[0])[:count]
 
   @functools.cached_property
-  def _everywhere(self):
+  def mesh(self) -> jax.sharding.Mesh | None:
+    """The devices that the model is on; None if it is on one."""
     sharding = jax.tree.leaves(nnx.state(self.model))[0].sharding
-    return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
+    return (sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
+            else None)
 
 
 def whole(side: float, patch: int) -> int:

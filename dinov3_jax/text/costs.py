@@ -1,12 +1,12 @@
-"""How much arithmetic a step of dino.txt asks for; see `train.flops`."""
+"""How much arithmetic a step of dino.txt asks for; see `costs.flops`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from dinov3_jax.costs.flops import StepFlops, forward_flops
 from dinov3_jax.models.variants import stride, width
-from dinov3_jax.train.flops import StepFlops, forward_flops
 
 
 def step_flops(config, backbone: Mapping[str, Any], shards: int) -> StepFlops:

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 
 import cv2
-import grain
 import numpy as np
 
 from dinov3_jax.data.crops import random_window, resize
+from dinov3_jax.data.order import BlockShuffle, Mixed, Shuffle, order_of
 from dinov3_jax.data.pairs.base import Pairs
 from dinov3_jax.data.pairs.captions import drawn
-from dinov3_jax.data.pipeline import DAMAGED, Pipeline, check_stream, read_or_next
+from dinov3_jax.data.pipeline import PART, SEEN, Pipeline, Seen, check_stream, read_or_next
 from dinov3_jax.text.tokenizer import Tokenizer
 
 VIEWS, WORDS = range(2)  # what randomness is for
@@ -18,9 +18,9 @@ VIEWS, WORDS = range(2)  # what randomness is for
 
 @dataclasses.dataclass(frozen=True)
 class PairMaker:
-  """Makes this process's part of the batch of any step; see `make_pair_pipeline`."""
+  """Makes the parts of this process's share of the batch of any step; see `make_pair_pipeline`."""
 
-  pairs: Pairs
+  source: Pairs
   tokenizer: Tokenizer
   context: int
   size: int
@@ -29,25 +29,38 @@ class PairMaker:
   batch_size: int
   rows: tuple[int, ...]
   seed: int
-  order: grain.MapDataset
+  order: Shuffle | BlockShuffle | Mixed
 
-  def __call__(self, step: int) -> dict:
-    images = np.empty((len(self.rows), self.size, self.size, 3), np.uint8)
+  @property
+  def images(self) -> int:
+    """Of this process, in a batch."""
+    return len(self.rows)
+
+  @property
+  def parts(self) -> int:
+    """Of this process, in a batch."""
+    return -(-self.images // PART)
+
+  def __call__(self, place: int) -> dict:
+    """The part at a place of the stream: that many after the first of step 0."""
+    step, part = divmod(place, self.parts)
+    rows = self.rows[part * PART : (part + 1) * PART]
+    images = np.empty((len(rows), self.size, self.size, 3), np.uint8)
     captions, replaced, damaged = [], 0, []
-    for i, row in enumerate(self.rows):
+    for i, row in enumerate(rows):
       number = step * self.batch_size + row
-      item, messages = read_or_next(self.pairs, self.order[number])
+      item, messages = read_or_next(self.source, self.order, self.order(step, number))
       replaced += bool(messages)
       damaged += messages
       images[i] = self._view(item["image"], self._rng(VIEWS, number))
       captions.append(drawn(item["captions"], self._rng(WORDS, number)))
     return {"images": images, "tokens": self.tokenizer(captions, self.context),
-            DAMAGED: (replaced, damaged)}
+            SEEN: Seen(replaced, damaged, None)}
 
   @property
   def nbytes(self) -> int:
-    """The size of a batch."""
-    return len(self.rows) * (3 * self.size**2 + 4 * self.context)
+    """The size of a part, at most."""
+    return min(PART, self.images) * (3 * self.size**2 + 4 * self.context)
 
   def _rng(self, purpose: int, number: int) -> np.random.Generator:
     return np.random.default_rng([self.seed, purpose, number])
@@ -92,7 +105,7 @@ def make_pair_pipeline(pairs: Pairs, tokenizer: Tokenizer, batch_size: int, *, c
   rows = tuple(shard * of_shard + i
                for shard in (range(shards) if local_shards is None else local_shards)
                for i in range(of_shard))
-  order = grain.MapDataset.range(len(pairs)).shuffle(seed).repeat()
+  order = order_of(pairs, seed)
   maker = PairMaker(pairs, tokenizer, context, size, tuple(scale), horizontal_flip, batch_size,
                     rows, seed, order)
   return Pipeline(maker, workers, max_damaged)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from dinov3_jax import console, signals
 from dinov3_jax.data.durable import write_text
 from dinov3_jax.train import checkpoint, compiler, processes
+from dinov3_jax.train.best import Best
 from dinov3_jax.train.course import Course, Pause
 from dinov3_jax.train.family import Family, prepare
 from dinov3_jax.train.inputs import fetch
@@ -100,7 +101,8 @@ def start(run: Run, stack: contextlib.ExitStack) -> Course:
   writer = stack.enter_context(Writer(
     run.workdir, settings.keep, settings.keep_every, verify=settings.verify,
     stop_on_error=settings.on_error == "stop"))
-  return Course(run, state, watching, writer, Stability(run.config.train.max_skipped_steps, past))
+  return Course(run, state, watching, writer, Stability(run.config.train.max_skipped_steps, past),
+                Best(run.config.evals.best, run.workdir, writer, past))
 
 
 def steps(run: Run | Family, courses: list[Course], stop: signals.Noted, born: float

@@ -11,15 +11,16 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dinov3_jax.costs.flops import StepFlops, crop_sides, flops_by_crops
 from dinov3_jax.data.lock import FolderLock
 from dinov3_jax.data.pipeline import Pipeline
 from dinov3_jax.data.sources import Source
-from dinov3_jax.train import checkpoint, compiler, processes, sharding
+from dinov3_jax.models import foreign
+from dinov3_jax.train import checkpoint, compiler, origin, processes, sharding
 from dinov3_jax.train.checkpoint import DamagedCheckpoint
-from dinov3_jax.train.flops import StepFlops, crop_sides, flops_by_crops
 from dinov3_jax.train.hooks import Hook
 from dinov3_jax.train.images import open_images
-from dinov3_jax.train.inputs import Batch, fetch, open_held_out, open_pipeline
+from dinov3_jax.train.inputs import Batch, fetch, open_general, open_held_out, open_pipeline
 from dinov3_jax.train.settings import check_settings
 from dinov3_jax.train.state import Params, TrainState, init_state
 from dinov3_jax.train.step import make_train_step
@@ -41,6 +42,7 @@ class Run:
 
   Attributes:
     held_out: the images of its evaluations, None without any.
+    general: training and held-out images of a second source to evaluate, None without.
     first: a batch on the devices, and the pipeline's position after it.
     folder: of the checkpoint that it goes on from, None for a fresh start.
     damaged: newer checkpoints that cannot be trusted.
@@ -67,6 +69,7 @@ class Run:
   targets: Callable[[Params, Batch], Batch] | None = None
   restored: TrainState | None = None
   stopped: int = 0
+  general: tuple[Source, Source] | None = None
 
   @property
   def start(self) -> int:
@@ -77,7 +80,7 @@ class Run:
     """The state before the first step, every array born on its own shard."""
     layout = jax.tree.map(lambda x: x.sharding, self.abstract_state)
     state = jax.jit(functools.partial(init_state, self.config), out_shardings=layout)()
-    return checkpoint.start(self.config, state)
+    return origin.start(self.config, state)
 
   def with_targets(self, batch: Batch) -> Batch:
     """A batch as the step takes it: with what the frozen teacher makes of it, if there is one."""
@@ -125,9 +128,10 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
   """
   workdir = epath.Path(workdir).expanduser()
   check_settings(config)
+  config = with_backbone_digest(config)
   mesh = sharding.make_mesh(config)
   source = open_images(config, "train")
-  pipeline = open_pipeline(config, source, mesh)
+  pipeline, general = open_pipeline(config, source, mesh), open_general(config)
   check_writable(workdir)
   if jax.process_index() == 0:
     with lock(workdir):  # to refuse it now; the run takes it again
@@ -140,7 +144,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
   check_memory(mesh, config, [abstract_state], found)
   folder, position, damaged = find(config, workdir, abstract_state)
   if folder is None:
-    checkpoint.check_start(config, abstract_state)
+    origin.check(config, abstract_state)
   else:
     pipeline.set_state(position)
 
@@ -149,7 +153,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
   first = fetch(pipeline, mesh)
   train_step = traced_step(config, mesh, abstract_state, first[0], teacher, targets)
   return Run(config, workdir, source, open_held_out(config), pipeline, mesh, abstract_state,
-             train_step, first, folder, damaged, profile, teacher, targets)
+             train_step, first, folder, damaged, profile, teacher, targets, general=general)
 
 
 def check_memory(mesh: Mesh, config: ConfigDict, states: list[TrainState], found: Found | None):
@@ -190,6 +194,19 @@ def with_digest(config: ConfigDict, teacher: Teacher | None) -> ConfigDict:
     return config
   config = config.copy_and_resolve_references()
   config.distill.digest = teacher.digest
+  return config
+
+
+def with_backbone_digest(config: ConfigDict) -> ConfigDict:
+  """The settings, with the digest of a backbone that is somebody else's network.
+
+  Raises:
+    ValueError, ModuleNotFoundError: it does not do what the settings say of it.
+  """
+  if "callable" not in config.model:
+    return config
+  config = config.copy_and_resolve_references()
+  config.model.digest = foreign.checked(config.model.to_dict())
   return config
 
 

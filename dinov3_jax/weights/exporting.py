@@ -51,6 +51,9 @@ def export(checkpoint: loading.Weights, format: Format, out: str | os.PathLike, 
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
     settings, params = loading.read(name, path, jnp.float32, None, network)
     head_params = _read_heads(path, network) if heads else {}
+  if "callable" in settings:
+    raise ValueError(f"{checkpoint}: the backbone is somebody else's network, "
+                     f"{settings['callable']}, which has weights of its own: nothing is exported")
   if format == "official" and settings.get("stem", "patch") != "patch":
     raise ValueError("the reference has no convolutional stem: export with --format safetensors, "
                      "which keeps every model as it is")

@@ -47,16 +47,28 @@ def shapes():
   return Shapes()
 
 
+def _write(folder, shapes, **sizes):
+  for i, (name, own) in enumerate(sizes.items()):
+    make, _ = mini.SETS[name.replace("_", "-")]
+    make(folder / name.replace("_", "-"), shapes, np.random.default_rng(i), **own)
+  return folder
+
+
 @pytest.fixture(scope="session")
 def mini_data(tmp_path_factory, shapes):
-  """A folder with a small data set of every layout."""
-  folder = tmp_path_factory.mktemp("mini")
-  sizes = dict(folders=dict(train=8, val=4), DAVIS=dict(videos=2, frames=5),
-               VOC=dict(train=6, val=3, boxes=3), oxford=dict(queries=4, others=4),
-               AmsterTime=dict(pairs=6))
-  for i, (name, make) in enumerate(mini.SETS.items()):
-    make(folder / name, shapes, np.random.default_rng(i), **sizes.get(name, {}))
-  return folder
+  """A folder with a small data set of every layout of images and masks."""
+  return _write(tmp_path_factory.mktemp("mini"), shapes, folders=dict(train=8, val=4),
+                VOC=dict(train=6, val=3, boxes=3), SPair_71k={}, DAVIS=dict(videos=2, frames=5),
+                oxford=dict(queries=4, others=4), AmsterTime=dict(pairs=6),
+                YouTube_VOS=dict(videos=2), MOSE=dict(videos=2, frames=5))
+
+
+@pytest.fixture(scope="session")
+def mini_clips(tmp_path_factory, shapes):
+  """A folder with small data sets of videos."""
+  pytest.importorskip("av", reason="videos need `pip install av`")
+  return _write(tmp_path_factory.mktemp("clips"), shapes,
+                **{name: dict(train=9, val=3, frames=6) for name in ("SSv2", "K400", "UCF101")})
 
 
 TINY = dict(width=32, depth=2, num_heads=2, patch_size=8, storage_tokens=1, layerscale=1.0)

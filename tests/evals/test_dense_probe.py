@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from dinov3_jax.evals import dense_probe as probe
 from dinov3_jax.evals import depth
@@ -46,6 +47,17 @@ def test_a_grid_is_its_probes(record):
     alone = probe.train(batches(), record["lrs"], 4, rates=grid.rates[i:i + 1],
                         decays=grid.decays[i:i + 1], seed=3)
     np.testing.assert_allclose(alone.params["weight"][0], grid.params["weight"][i], atol=1e-6)
+
+
+def test_devices_that_share_the_grid_agree_with_one(record):
+  mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,), devices=jax.devices()[:4])
+  run = lambda mesh: probe.train(zip(record["features"], record["labels"]), record["lrs"], 4,
+                                 clip=1.0, mesh=mesh)
+  alone, shared = run(None), run(mesh)
+  assert shared.losses.shape == (6, 6)  # six probes on four devices
+  np.testing.assert_allclose(shared.losses, alone.losses, rtol=1e-5)
+  x = record["features"][0]
+  np.testing.assert_allclose(shared.outputs(x, 5), alone.outputs(x, 5), atol=1e-4)
 
 
 def test_ignored_pixels_count_in_the_mean():

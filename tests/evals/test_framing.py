@@ -1,5 +1,7 @@
 """How images come to one size, and what label files hold."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,3 +49,10 @@ def test_labels_are_indices_not_colours(tmp_path):
 def test_an_unknown_rule():
   with pytest.raises(ValueError, match="crop or pad, not 'fit'"):
     framing.Framing((0, 0, 0), (1, 1, 1), 16, "fit")
+
+
+def test_a_border_is_cut_off():
+  image = np.full((18, 26, 3), 255, np.uint8)
+  image[1:-1, 1:-1] = np.random.default_rng(0).integers(0, 255, (16, 24, 3))
+  look = framing.Framing((0.5,) * 3, (0.5,) * 3, 16)
+  np.testing.assert_array_equal(dataclasses.replace(look, border=1)(image), look(image[1:-1, 1:-1]))

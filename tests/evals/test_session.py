@@ -1,7 +1,11 @@
 """What tasks are given."""
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from dinov3_jax.evals import session as s
 from dinov3_jax.evals.extraction import Stopped
@@ -51,10 +55,37 @@ def test_patches(session_of):
                              session.patches(image[:16, :24], 16, 24), atol=1e-6)
 
 
+def test_devices_share_images(session_of):
+  mesh = jax.make_mesh((4, 1, 1), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3,
+                       devices=jax.devices()[:4])
+  alone, session = session_of("DAVIS"), session_of("DAVIS")
+  session.model = nnx.clone(alone.model)
+  nnx.update(session.model, jax.device_put(nnx.state(alone.model), NamedSharding(mesh, P())))
+  assert alone.mesh is None and session.mesh == mesh
+  for count in (1, 6):  # fewer than devices, and no whole number for each
+    images = np.random.default_rng(0).standard_normal((count, 16, 24, 3), np.float32)
+    np.testing.assert_allclose(session.run(images), alone.run(images), atol=1e-5)
+  paths = sorted((session.data / "JPEGImages/480p/clip0").iterdir())
+  frames = [list(own.frames(paths, 16, 24)) for own in (session, alone)]
+  assert len(frames[0]) == 5
+  np.testing.assert_allclose(*map(np.stack, frames), atol=1e-5)
+
+
 def test_a_limit_takes_of_everything(session_of):
   session = session_of("DAVIS", limit=3)
   assert session.some(list("aaabbbccc")) == ["a", "b", "c"]
   assert session.some("ab") == ["a", "b"]
+
+
+def test_options(session_of):
+  session = session_of("DAVIS", settings=dict(frames="8", ratio=0.5, flip="true", other=1))
+  found, changed = session.options(frames=16, ratio=0.5, flip=False)
+  assert vars(found) == dict(frames=8, ratio=0.5, flip=True)
+  assert changed == ["frames = 8, not 16", "flip = True, not False"]
+  for settings, said in ((dict(frames="many"), "frames=many must be int, like 16"),
+                         (dict(flip="maybe"), "flip=maybe must be bool, like False")):
+    with pytest.raises(ValueError, match=said):
+      session_of("DAVIS", settings=settings).options(frames=16, flip=False)
 
 
 def test_sizes_and_layouts(session_of):

@@ -1,4 +1,4 @@
-"""What every source is."""
+"""What every source is, and images of one by reference."""
 
 from typing import Protocol
 
@@ -11,7 +11,11 @@ class Source(Protocol):
   `source[i]` is `{"image": uint8 [H, W, 3] RGB, "label": int, "name": str}`, with a label of -1
   where there is none. `classes` is a list of names, or None where there are no labels; `labels` an
   int array, or None where no image of the split has one, and also where only reading every image
-  would tell (TFDS).
+  would tell (TFDS). `name(i)` is the name alone, without decoding, and `encoded(i)` the image as it
+  is stored, or as a PNG.
+
+  A source whose images are read in blocks has `blocks`, the starts of these, ending with the number
+  of images.
   """
 
   labels: np.ndarray | None
@@ -20,3 +24,28 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> dict: ...
+
+  def name(self, index: int) -> str: ...
+
+  def encoded(self, index: int) -> bytes: ...
+
+
+class Stored(str):
+  """An image of a source, which stands for a path wherever images are named by paths.
+
+  As a string it is the image's name, after that of the source.
+  """
+
+  source: Source
+  index: int
+
+  @classmethod
+  def of(cls, what: str, source: Source, index: int) -> "Stored":
+    """The image `index` of a source that the user calls `what`."""
+    stored = cls(f"{what}/{source.name(index)}")
+    stored.source, stored.index = source, index
+    return stored
+
+  def read(self) -> np.ndarray:
+    """Its pixels, uint8 [H, W, 3]."""
+    return self.source[self.index]["image"]

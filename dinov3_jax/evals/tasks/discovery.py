@@ -1,5 +1,7 @@
-"""Object discovery with TokenCut on PASCAL VOC: CorLoc over a sweep of thresholds."""
+"""Object discovery with TokenCut on PASCAL VOC and COCO-20k: CorLoc over a sweep of thresholds."""
 
+import collections
+import json
 import pathlib
 from xml.etree import ElementTree
 
@@ -12,27 +14,25 @@ from dinov3_jax.evals.framing import normalize
 from dinov3_jax.evals.pca import grid
 from dinov3_jax.evals.session import LayoutError, Result, Session, mark, whole
 
-LAYOUT = "VOCdevkit/VOC2007 (or VOC2012) with Annotations, ImageSets/Main/trainval.txt, JPEGImages"
+COCO_LIST = "coco_20k_filenames.txt"
+COCO_BOXES = "annotations/instances_train2014.json"
+LAYOUT = ("VOCdevkit/VOC2007 (or VOC2012) with Annotations, ImageSets/Main/trainval.txt, "
+          f"JPEGImages; or COCO with images/train2014, {COCO_BOXES} and LOST's {COCO_LIST}")
 LIST = "ImageSets/Main/trainval.txt"
 YEARS = ("VOC2007", "VOC2012")
-PAPER = {"vit7b16": {"VOC2007, best": 66.1, "VOC2012, best": 69.5}}  # figure 14
+PAPER = {"vit7b16": {"VOC2007, best": 66.1, "VOC2012, best": 69.5, "COCO-20k, best": 55.1}}
 SHOWN = (160, 160)
+Items = list[tuple[pathlib.Path, list[list[int]]]]  # images and their boxes
 
 
 def run(session: Session) -> Result:
   """Images at full resolution, filled up to whole patches with zeros; the best tau counts."""
-  lists = [session.data / "VOCdevkit" / year / LIST for year in YEARS]
-  lists = [path for path in lists if path.is_file()]
-  roots = [path.parents[2] for path in lists or [session.path(f"VOCdevkit/VOC2007/{LIST}", LAYOUT)]]
   figures, pictures, counts = {}, {}, {}
   ledger = session.ledger("discovery", tokencut.TAUS)
-  for root in roots:
-    relative = f"VOCdevkit/{root.name}"
-    listed = (root / LIST).read_text().split()
+  for name, items in find(session).items():
     boxes, truth, cells = {tau: [] for tau in tokencut.TAUS}, [], []
-    for name in session.each(session.some(listed), "images"):
-      truth.append(read_boxes(session.path(f"{relative}/Annotations/{name}.xml", LAYOUT)))
-      path = session.path(f"{relative}/JPEGImages/{name}.jpg", LAYOUT)
+    for path, own in session.each(session.some(items), "images"):
+      truth.append(own)
 
       def compute(path=path):
         image = decode(path, path)
@@ -40,22 +40,73 @@ def run(session: Session) -> Result:
         return [tokencut.cut(features, tau).box(session.patch, *image.shape[:2])
                 for tau in tokencut.TAUS]
 
-      found = ledger.get(repr((root.name, name, mark(path))), compute)
+      found = ledger.get(repr((name, path.stem, mark(path))), compute)
       for tau, box in zip(tokencut.TAUS, found):
         boxes[tau].append(box)
       if len(cells) < 16:
-        cells.append((decode(path, path), truth[-1]))
+        cells.append((decode(path, path), own))
     by_tau = {tau: 100 * tokencut.corloc(own, truth) for tau, own in boxes.items()}
     best = max(by_tau, key=by_tau.get)
-    figures |= {f"{root.name}, best": by_tau[best]}
-    figures |= {f"{root.name}, tau = {tau:g}": value for tau, value in by_tau.items()}
-    counts[root.name] = dict(images=len(truth), tau=best)
-    pictures[f"{root.name}.png"] = grid([
+    figures |= {f"{name}, best": by_tau[best]}
+    figures |= {f"{name}, tau = {tau:g}": value for tau, value in by_tau.items()}
+    counts[name] = dict(images=len(truth), tau=best)
+    pictures[f"{name}.png"] = grid([
       [outlined(image, own, boxes[best][i])] for i, (image, own) in enumerate(cells)])
   differs = [f"{session.limit} images"] * (session.limit is not None)
   return Result(figures, dict(
       features="patches of the last layer", epsilon=tokencut.EPSILON, sets=counts,
       best="the tau of the largest CorLoc on the same images"), differs, PAPER, pictures)
+
+
+def find(session: Session) -> dict[str, Items]:
+  """The images of every set that is there, and their boxes.
+
+  Raises:
+    LayoutError: none of them, or files that do not fit.
+  """
+  sets = {}
+  for year in YEARS:
+    base = f"VOCdevkit/{year}"
+    if (session.data / base / LIST).is_file():
+      sets[year] = [(session.path(f"{base}/JPEGImages/{name}.jpg", LAYOUT),
+                     read_boxes(session.path(f"{base}/Annotations/{name}.xml", LAYOUT)))
+                    for name in (session.data / base / LIST).read_text().split()]
+  inside = "COCO/" if (session.data / "COCO").is_dir() else ""
+  if (session.data / inside / COCO_BOXES).is_file():
+    sets["COCO-20k"] = read_coco(session, inside)
+  if not sets:
+    session.path(f"VOCdevkit/VOC2007/{LIST}", LAYOUT)
+  return sets
+
+
+def read_coco(session: Session, inside: str) -> Items:
+  """The images of LOST's list of COCO and their boxes; those that show crowds alone are left out.
+
+  Args:
+    inside: what stands before the names of the folders, "COCO/" or nothing.
+
+  Raises:
+    LayoutError: other files, or images that the annotations do not have.
+  """
+  listed = session.path(COCO_LIST if (session.data / COCO_LIST).exists() else inside + COCO_LIST,
+                        LAYOUT).read_text().split()
+  path = session.path(inside + COCO_BOXES, LAYOUT)
+  try:
+    found = json.loads(path.read_text())
+    numbers = {image["file_name"]: image["id"] for image in found["images"]}
+    annotations = collections.defaultdict(list)
+    for annotation in found["annotations"]:
+      annotations[annotation["image_id"]].append(annotation)
+  except (ValueError, KeyError, TypeError) as error:
+    raise LayoutError(f"{path} holds no annotations of COCO: {error}") from error
+  items = []
+  for name in (line.rsplit("/", 1)[-1] for line in listed):
+    if name not in numbers:
+      raise LayoutError(f"{COCO_LIST} names {name}, which {COCO_BOXES} does not have")
+    boxes = tokencut.coco_boxes(annotations[numbers[name]])
+    if boxes:
+      items.append((session.path(f"{inside}images/train2014/{name}", LAYOUT), boxes))
+  return items
 
 
 def features_of(session: Session, image: np.ndarray) -> np.ndarray:

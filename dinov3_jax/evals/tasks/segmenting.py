@@ -77,7 +77,8 @@ def run(session: Session) -> Result:
   train, val = (session.some(splits[split]) for split in ("train", "val"))
   classes = CLASSES[name]
   schedule = one_cycle.segmentation(1.0, steps, WARMUP * steps // STEPS)
-  probe = dense_probe.train(batches(session, name, train, size), schedule, classes)
+  probe = dense_probe.train(batches(session, name, train, size), schedule, classes,
+                            mesh=session.mesh)
   total = np.zeros((len(probe.rates), 4, classes), np.int64)
   cells = []
   for image_path, label_path in val:

@@ -1,11 +1,13 @@
 """A head on other test sets of its classes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dinov3_jax.evals import objectnet
 from dinov3_jax.evals.session import LayoutError
 from dinov3_jax.evals.tasks import imagenet
 
@@ -47,6 +49,28 @@ def test_sets(session_of, data):
   # Equal images: were V2's folders sorted as text, most of its classes would be mistaken.
   assert abs(figures["V2"] - figures["val"]) < 20
   assert figures["C, mCE over 15"] < 100 * (1 - figures["val"] / 100 + 0.2) / 0.67474
+
+
+def test_objectnet(session_of, data, monkeypatch):
+  monkeypatch.setattr(objectnet, "CLASSES", 11)
+  monkeypatch.setattr(objectnet, "FOLDERS", {"chair": (0, 3), "mug": (1,)})
+  rng = np.random.default_rng(0)
+  for folder, i in (("chair", 0), ("mug", 1), ("stapler", 2)):
+    path = data / "objectnet-1.0/images" / folder / "0.png"
+    path.parent.mkdir(parents=True)
+    image = np.full((26, 26, 3), [255, 0, 0], np.uint8)
+    image[1:-1, 1:-1] = colour(i) + rng.integers(0, 20, (24, 24, 3))
+    Image.fromarray(image).save(path)
+  session = session_of(data, size=16, steps=400)
+  result = imagenet.run(session)
+  assert result.figures["ObjectNet"] == 100
+  assert any("ObjectNet by the rule of its testbed" in line for line in result.differs)
+  monkeypatch.setattr(objectnet, "CLASSES", 1000)
+  with pytest.raises(LayoutError, match="a head of 1000 classes, the training set has 11"):
+    imagenet.run(session)
+  with pytest.raises(LayoutError, match="has no folders like chair, mug"):
+    imagenet.objectnet_folders(data / "train", 1000)
+  shutil.rmtree(data / "objectnet-1.0")
 
 
 def test_names_of_the_validation_images_say_their_number(tmp_path):

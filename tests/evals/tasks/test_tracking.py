@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov3_jax.evals import propagation, video_masks
+from dinov3_jax.evals import propagation, video_lists, video_masks
 from dinov3_jax.evals.extraction import Stopped
 from dinov3_jax.evals.session import LayoutError
 from dinov3_jax.evals.tasks import tracking
@@ -18,11 +18,11 @@ class Oracle:
   patch = 8
 
   def __init__(self, masks, size):
-    self._masks, self._size = iter(masks), size
+    self._masks, self._size = masks, size
 
-  def patches(self, image, height, width):
+  def frames(self, paths, height, width):
     rows, columns = height // 8, width // 8
-    return np.eye(4)[propagation.sample_labels(next(self._masks), rows, columns)]
+    return (np.eye(4)[propagation.sample_labels(mask, rows, columns)] for mask in self._masks)
 
 
 def test_true_labels_as_features_reach_the_ceiling_of_the_grid(session_of):
@@ -30,7 +30,8 @@ def test_true_labels_as_features_reach_the_ceiling_of_the_grid(session_of):
   session = session_of("DAVIS")
   scores = {}
   for name in ("clip0", "clip1"):
-    frames, masks = tracking.read_video(session, name)
+    video = video_lists.read(session, "DAVIS", name)
+    frames, masks = video.frames, video.masks
     oracle = Oracle(masks, 192)
     anywhere = propagation.Propagation(radius=None, neighbours=1, temperature=0.01)
     found = tracking.track(oracle, frames, masks[0], anywhere, 192)
@@ -44,6 +45,24 @@ def test_run(session_of):
   (film,) = result.pictures.values()
   assert len(film) == 5 and film[0].shape == (192, 256, 3)
   assert "frames with a short side of 64 pixels, not 960" in result.differs
+
+
+def test_masks_of_every_fifth_frame_are_scored(session_of, monkeypatch):
+  """All frames are tracked; of four masks, the two in the middle count."""
+  tracked = []
+  track = tracking.track
+  monkeypatch.setattr(tracking, "track", lambda *a: tracked.append(a[1]) or track(*a))
+  result = tracking.run(session_of("YouTube-VOS", size=64))
+  assert [len(frames) for frames in tracked] == [16] and result.protocol["data"] == "YouTube-VOS"
+  (film,) = result.pictures.values()
+  assert len(film) == 16
+  assert result.paper["vit7b16"] == {"J&F": 80.2}
+  assert any("1 videos of the training set, drawn by a seed" in line for line in result.differs)
+
+
+def test_mose(session_of):
+  result = tracking.run(session_of("MOSE", size=64))
+  assert 0 < result.figures["J&F"] <= 100 and result.protocol["data"] == "MOSE"
 
 
 def test_what_is_done_is_not_done_again(session_of, monkeypatch):
