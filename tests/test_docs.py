@@ -50,7 +50,7 @@ def test_every_link_within_the_site_leads_somewhere(site):
 def test_docstrings_come_out_as_they_are_meant(site):
   text = html.unescape(re.sub(r"<[^>]+>", "", (site / "api.html").read_text()))
   assert "weights: where the parameters" not in text and "where the parameters come from" in text
-  assert "dinov3_jax.main.train(config" in text and "{"train.steps": 100" in text
+  assert "dinov3_jax.main.train(config" in text and '{"train.steps": 100' in text
   assert "\\*" not in text and "**how" in text and "`" not in text
 
 

@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+import tarfile
 
 import chex
 import jax
@@ -193,6 +194,19 @@ def test_sizes_that_are_none(size, capsys):
   with pytest.raises(SystemExit):
     command(pytest.MonkeyPatch(), "images", "--weights", "w", "--out", "f.npy", "--size", size)
   assert "a size is one number or HEIGHT,WIDTH" in capsys.readouterr().err
+
+
+def test_a_tar_has_the_features_of_its_images(folder, monkeypatch, capsys):
+  monkeypatch.setenv("DINOV3_JAX_CACHE", str(folder / "cache"))
+  with tarfile.open(folder / "x.tar", "w") as tar:
+    tar.add("images", "images")
+  for images, out in (("images", "folder.npy"), ("x.tar", "tar.npy")):
+    assert command(monkeypatch, images, *RANDOM, "--out", out) == 0
+    assert "4bad.jpg: cannot identify" in capsys.readouterr().err
+  (ours, names), (theirs, expected) = (features.read(out) for out in ("tar.npy", "folder.npy"))
+  assert sorted(names) == sorted(f"x.tar/{name}" for name in expected)
+  order = [names.index(f"x.tar/{name}") for name in expected]
+  chex.assert_trees_all_close(ours["cls"][order], theirs["cls"], rtol=1e-6, atol=1e-6)
 
 
 def test_the_function(folder, caplog):

@@ -151,6 +151,16 @@ def test_a_wrong_config_file_gets_one_line(monkeypatch, capsys, config, tmp_path
     assert code == 2 and errors.startswith(f"error: {missing} is missing")
 
 
+def test_what_a_recipe_cannot_take_gets_one_line(monkeypatch, capsys, tmp_path):
+  for given, said in (("/nowhere", "there is no file or folder /nowhere"),
+                      (str(tmp_path), f"{tmp_path} holds no model.safetensors"),
+                      ("vitl16plus", "not on the Hugging Face hub")):
+    config = f"{ROOT}/configs/adapt.py:{given}"
+    code, errors = command(monkeypatch, capsys, f"--config={config}", f"--workdir={tmp_path}/run")
+    assert code == 2 and errors.startswith(f"error: {config}: ") and said in errors
+    assert errors.count("\n") == 1
+
+
 @pytest.mark.parametrize("argument, said", [
   ("--config.data.source=/nowhere", "no folder of images at /nowhere"),
   ("--config.model.in_channels=4", "model.in_channels must be 3, not 4: the images are RGB"),

@@ -45,12 +45,18 @@ class Collective(NamedTuple):
 def collectives(hlo: str, devices: int) -> list[Collective]:
   """The collectives of a compiled program; those in loops count for every round.
 
+  A TPU's compiler writes one that goes on beside other work several times: in the fusion that
+  starts it, in those that it goes on beside, and in the one that ends it. They share a channel, and
+  count once.
+
   Args:
     hlo: `compiled.as_text()`.
     devices: of the program.
   """
   computations, entry = _parse(hlo)
-  found = []
+  fused = {name for body in computations.values() for i in body if i.opcode == "fusion"
+           for called in _CALLED.findall(i.arguments) for name in re.findall(r"[\w.\-]+", called)}
+  found, stages = [], set()
   for name, times in _times(computations, entry).items():
     types = {i.name: i.type for i in computations[name]}
     for i in computations[name]:
@@ -59,6 +65,12 @@ def collectives(hlo: str, devices: int) -> list[Collective]:
         continue
       inside, _, rest = i.arguments.partition(")")
       operands = tuple(types[x] for x in re.findall(r"%?([\w.\-]+)", inside) if x in types)
+      channel = re.search(r"channel_id=(\d+)", rest)
+      if name in fused and channel:
+        stage = kind, channel[1], *(_TYPE.search(x)[0] for x in operands)
+        if stage in stages:
+          continue
+        stages.add(stage)
       group = _group(rest, devices)
       source = re.search(r'op_name="([^"]*)"', rest)
       size = sum(map(_bytes, operands))

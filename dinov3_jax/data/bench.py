@@ -129,9 +129,8 @@ def main() -> int:
   args = parser.parse_args()
   console.set_up(logging.WARNING)
   from configs import base
-  from dinov3_jax.data.decode import Decoder
   from dinov3_jax.data.pipeline import make_pipeline
-  from dinov3_jax.train.images import DECODING, open_images
+  from dinov3_jax.train.images import make_decoder, open_images
   from dinov3_jax.train.inputs import make_multi_crops
   try:
     config = runpy.run_path(args.config)["get_config"]() if args.config else base.get_config()
@@ -139,11 +138,9 @@ def main() -> int:
     batch_size = args.batch_size or min(config.train.batch_size, 256)
     workers = min(os.cpu_count() or 1, 8) if args.workers is None else args.workers
     source, crops = open_images(config, args.split), make_multi_crops(config)
-    decoder = getattr(source, "decoder", None) or Decoder(
-      **{key: config.data[key] for key in DECODING & set(config.data.keys())})
     count = min(args.images, len(source))
     chosen = np.random.default_rng(0).choice(len(source), count, replace=False)
-    parts = measure(source, decoder, crops[0], chosen)
+    parts = measure(source, make_decoder(config, args.split), crops[0], chosen)
     pipeline = make_pipeline(source, crops, config.crops.size_weights, batch_size,
                              seed=config.seed, workers=workers,
                              max_damaged=config.data.max_damaged)

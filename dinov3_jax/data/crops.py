@@ -197,8 +197,9 @@ class MultiCrop:
     """
     if self.share_color_jitter:
       image = augment.distort_color(image, rng, self.color_strength)
-    # Pillow's copy of the whole is faster to cut from, unless it is large.
-    picture = image if image.shape[0] * image.shape[1] > BAND else Image.fromarray(image)
+    # Pillow's copy of the whole is faster for Pillow to cut from, unless it is large.
+    as_it_is = self.resizer == "fast" or image.shape[0] * image.shape[1] > BAND
+    picture = image if as_it_is else Image.fromarray(image)
     bases = [self._cut(picture, max(self.global_size, self.gram_size), self.global_scale, rng)
              for _ in range(2)]
     crops = {name: np.empty(shape, dtype_of(name)) for name, shape in self.shapes.items()}

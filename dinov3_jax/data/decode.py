@@ -21,6 +21,7 @@ from PIL import (
 )
 
 from dinov3_jax.data import jpeg
+from dinov3_jax.data.stored import Stored
 from dinov3_jax.data.walk import printable
 
 ORIENTATION = 0x0112  # the tag of EXIF
@@ -102,13 +103,16 @@ class Decoder:
     """The pixels of an encoded image, uint8 [H, W, 3].
 
     Args:
-      data: the encoded bytes, or the path of a file.
+      data: the encoded bytes, the path of a file, or an image of a source, which its own decoder
+        reads.
       name: of the image, for the error.
 
     Raises:
       DamagedImage: it cannot be read, or is larger than `max_pixels`.
       MemoryError, OSError: the machine has no memory or file handle left.
     """
+    if isinstance(data, Stored):
+      return data.read()
     try:
       if not isinstance(data, bytes):
         with open(data, "rb") as file:

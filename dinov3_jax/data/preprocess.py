@@ -10,7 +10,6 @@ from PIL import Image
 
 from dinov3_jax.data.crops import center_crop
 from dinov3_jax.data.decode import Decoder, decode
-from dinov3_jax.data.sources.base import Stored
 from dinov3_jax.weights.contents import is_count, is_number, read_json, require
 from dinov3_jax.weights.places import expand, is_native
 
@@ -59,8 +58,8 @@ class Preprocess:
 
     Args:
       image: uint8 [H, W, 3] or [B, H, W, 3] in RGB, a Pillow image of any mode, or the path of a
-        file, or an image of a source. Files and Pillow images are turned upright by their EXIF
-        orientation alike.
+        file, or an image of a source (`Stored`). Files and Pillow images are turned upright by
+        their EXIF orientation alike.
 
     Returns:
       float32 [h, w, 3] or [B, h, w, 3].
@@ -69,9 +68,7 @@ class Preprocess:
       ValueError: an array of another shape or dtype, a Pillow image that the decoder refuses.
       DamagedImage: a file that is no image, or that the decoder refuses.
     """
-    if isinstance(image, Stored):
-      image = image.read()
-    elif isinstance(image, str | os.PathLike):
+    if isinstance(image, str | os.PathLike):
       image = self.decoder(image, image)
     elif isinstance(image, Image.Image):
       image = self.decoder.rgb(image)

@@ -70,7 +70,7 @@ def _fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
     _threads.resizer = fast.Resizer()
     _threads.options = fast.ResizeOptions(fast.ResizeAlg.convolution(fast.FilterType.catmull_rom))
   rows, columns = image.shape[:2]
-  source = fast.ImageData(columns, rows, fast.PixelType.U8x3, np.ascontiguousarray(image).tobytes())
+  source = fast.ImageData(columns, rows, fast.PixelType.U8x3, image.tobytes())
   result = fast.ImageData(width, height, fast.PixelType.U8x3)
   _threads.resizer.resize(source, result, _threads.options)
   return np.frombuffer(result.get_buffer(), np.uint8).reshape(height, width, 3)

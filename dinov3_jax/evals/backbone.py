@@ -1,6 +1,7 @@
 """A backbone from anybody's weights, together with what its images need."""
 
 import os
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -10,6 +11,9 @@ from jax.sharding import AxisType
 from dinov3_jax.data.preprocess import Preprocess, preprocess
 from dinov3_jax.models.variants import channels, variant
 from dinov3_jax.weights import loading
+
+if TYPE_CHECKING:
+  from dinov3_jax.text.model import DinoText
 
 
 def open_model(weights: str | os.PathLike, name: str | None = None,
@@ -53,12 +57,17 @@ def open_model(weights: str | os.PathLike, name: str | None = None,
 
 
 def open_on_all_devices(weights: str | os.PathLike, name: str | None = None,
-                        size: int | tuple[int, int] | None = None, dtype: str | None = None
-                        ) -> tuple[nnx.Module, Preprocess]:
-  """`open_model`, with a copy of the model on every device of this process."""
+                        size: int | tuple[int, int] | None = None, dtype: str | None = None,
+                        text: bool = False) -> "tuple[nnx.Module | DinoText, Preprocess]":
+  """`open_model`, or with `text` a dino.txt, with a copy on every device of this process."""
   devices = jax.local_devices()
   mesh = None if len(devices) == 1 else jax.make_mesh(
       (len(devices), 1, 1), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
+  if text:
+    from dinov3_jax.text.loading import load_text  # not needed by those who evaluate images alone
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    model = load_text(weights, dtype=dtype, mesh=mesh)
+    return model, model.preprocess
   return open_model(weights, name, size, dtype, mesh)
 
 

@@ -34,6 +34,7 @@ from dinov3_jax.data.lock import FolderLock
 from dinov3_jax.data.preprocess import Preprocess
 from dinov3_jax.data.rows import HEADER_BYTES, Rows, is_ours, names_of
 from dinov3_jax.data.sources import DamagedImage
+from dinov3_jax.data.stored import Stored
 from dinov3_jax.data.walk import printable
 from dinov3_jax.evals.backbone import patch_side
 from dinov3_jax.models.partition import DATA_AXES
@@ -57,7 +58,7 @@ def extract(images: Sequence[str], out: str | os.PathLike, model: nnx.Module, pr
   Going on, it reads images again that were damaged, or that have changed on the disk since.
 
   Args:
-    images: paths.
+    images: paths, or images of sources (`Stored`).
     out: a new file, .safetensors or .npy.
     model, prepare: as from `open_model`. The work is shared by the devices that the model is on.
     tokens: "cls", "patches" (as a grid), or "all", which takes a .safetensors.
@@ -205,6 +206,8 @@ def _left(images: Sequence[str], rows: Rows) -> list[int]:
 
 def _mark(path: str) -> tuple[int, int]:
   """What tells whether a file has changed: bytes and nanoseconds; (-1, -1) if it is not there."""
+  if isinstance(path, Stored):
+    return path.mark()
   try:
     stat = os.stat(path)
   except OSError:

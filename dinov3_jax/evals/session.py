@@ -21,6 +21,7 @@ from dinov3_jax.data.crops import resize
 from dinov3_jax.data.decode import decode
 from dinov3_jax.data.preprocess import Preprocess
 from dinov3_jax.data.rows import read
+from dinov3_jax.data.stored import Stored
 from dinov3_jax.data.walk import printable
 from dinov3_jax.evals.backbone import patch_side
 from dinov3_jax.evals.extraction import Stopped, bar, extract, fingerprint
@@ -238,6 +239,8 @@ def whole(side: float, patch: int) -> int:
 
 def mark(path: str | os.PathLike) -> tuple[int, int]:
   """What tells whether a file has changed: bytes and nanoseconds; (-1, -1) if it is not there."""
+  if isinstance(path, Stored):
+    return path.mark()
   try:
     stat = os.stat(path)
   except OSError:

@@ -4,7 +4,7 @@ import os
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
@@ -64,18 +64,6 @@ def load_text(weights: Weights, backbone: Weights | None = None, dtype: DTypeLik
     params = files.params_of(config, frozen.settings, arrays, path)
   place = lambda x, sharding: jax.device_put(jnp.asarray(x, dtype), sharding)
   return DinoText(config, frozen, jax.tree.map(place, params, layout), mesh)
-
-
-def load_text_on_all_devices(weights: Weights, dtype: DTypeLike | None = None) -> DinoText:
-  """`load_text`, with a copy of the model on every device of this process.
-
-  `dtype` of None is bfloat16 on accelerators and float32 on CPUs.
-  """
-  devices = jax.local_devices()
-  mesh = None if len(devices) == 1 else jax.make_mesh(
-    (len(devices), 1, 1), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
-  dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-  return load_text(weights, dtype=dtype, mesh=mesh)
 
 
 def is_text_run(path: Weights) -> bool:

@@ -25,11 +25,8 @@ def open_images(config: ConfigDict, split: str) -> Source:
     ValueError: from `open_source` and `open_parts`, and of settings that mean nothing to a
       `Decoder`.
   """
-  data = config.data
-  settings = {key: data[key] for key in DECODING.intersection(data.keys())}
-  if split == "train" and "scaled_decoding" in data and data.scaled_decoding:
-    settings["least_side"] = least_side(config.crops)
-  decoder, cache_gb = Decoder(**settings), data.cache_gb if "cache_gb" in data else 0.0
+  data, decoder = config.data, make_decoder(config, split)
+  cache_gb = data.cache_gb if "cache_gb" in data else 0.0
   sources = data.sources if "sources" in data else {}
   if not sources.keys():
     return open_source(data.source, split, decoder, cache_gb)
@@ -42,6 +39,19 @@ def open_images(config: ConfigDict, split: str) -> Source:
         + f"; there are {', '.join(sorted(PART))}")
     parts.append(Part(name, **{"split": "train", **{key: part[key] for key in part.keys()}}))  # noqa: SIM118
   return open_parts(parts, split, decoder, cache_gb)
+
+
+def make_decoder(config: ConfigDict, split: str) -> Decoder:
+  """What reads the images of a split, as `config.data` says.
+
+  Raises:
+    ValueError: settings that mean nothing to it.
+  """
+  data = config.data
+  settings = {key: data[key] for key in DECODING.intersection(data.keys())}
+  if split == "train" and "scaled_decoding" in data and data.scaled_decoding:
+    settings["least_side"] = least_side(config.crops)
+  return Decoder(**settings)
 
 
 def least_side(crops: ConfigDict) -> float:

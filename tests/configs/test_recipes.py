@@ -30,8 +30,8 @@ HEADS = {name: ((2048, 256, 65_536),) * 2 for name in (
   "vitl16plus", "vith16plus")} | {
   name: ((8192, 512, 262_144), (4096, 384, 98_304))
   for name in ("vit7b", "vit7b_gram", "vit7b_highres")}
-# Those of text have settings of their own, see test_dinotxt; foreign_heads needs the name of a
-# network, and has a test file of its own.
+# foreign_heads needs the name of a network, and those of text have settings of their own; they have
+# test files of their own.
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("dinotxt")}
                - {"__init__", "base", "foreign_heads"})
 

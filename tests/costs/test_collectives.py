@@ -178,6 +178,19 @@ def test_as_a_tpu_compiler_writes_it():
   assert scatter[:1] + scatter[2:5] == ("reduce-scatter", 8, 40, 40 * 7 / 8 * 64)
 
 
+def test_a_gather_beside_other_work_counts_once():
+  """Its start, the fusion that it goes on beside, and its end, in the rounds of a loop."""
+  gather = "all-gather(%p), channel_id={}, replica_groups=[1,8]<=[8]"
+  fusion = "%{} (p: bf16[1,4]) -> bf16[8,4] {{\n  %p = bf16[1,4]{{1,0{}}} parameter(0)\n" + (
+    "  ROOT %g = bf16[8,4]{{1,0}} " + gather + "\n}}\n\n")
+  names = [("start", "", 3), ("beside", ":S(1)", 3), ("end", "", 3), ("other", "", 4)]
+  hlo = HLO.replace("%body (t", "".join(fusion.format(*x) for x in names) + "%body (t").replace(
+    "  %start =", "".join(f"  %{name}1 = bf16[8,4]{{1,0}} fusion(%fused), calls=%{name}\n"
+                          for name, _, _ in names) + "  %start =")
+  found = [c for c in collectives(hlo, 8) if c.kind == "all-gather"]
+  assert [c.bytes for c in found] == [40 * 7 * 8.0] * 3  # channels 3 and 4, and the one before
+
+
 def test_bytes_on_a_ring():
   assert [sent(kind, 8.0, 4) for kind in ("all-gather", "reduce-scatter", "all-reduce",
                                           "all-to-all", "collective-permute")] == [24, 6, 12, 6, 8]

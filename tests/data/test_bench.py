@@ -33,8 +33,8 @@ def test_whether_it_keeps_up():
   parts = dict(zip(bench.PARTS, (0.5, 1.0, 0.1, 1.4, 1.0)))
   slow = bench.report(parts, 0.5, 400, 256, 0.32)
   assert "4.000 ms of CPU an image: 250 images/s a core" in slow[-3]
-  assert slow[-1].endswith("takes 800 images/s: the machine makes 50% of that, and the devices wait; "
-                           "about 3 cores would do")
+  assert slow[-1].endswith("takes 800 images/s: the machine makes 50% of that, and the devices "
+                           "wait; about 3 cores would do")
   assert bench.report(parts, 0.5, 900, 256, 0.32)[-1].endswith("the machine keeps up")
   assert len(bench.report(parts, 0.5, 900, 256, None)) == len(slow) - 1
 

@@ -43,7 +43,7 @@ def test_what_lies_beside_an_export_counts(tmp_path):
 
 @pytest.mark.parametrize("changes, message", [
   ({"text_model.backbone.token_embedding.weight": (50, 100)}, "is 100 wide, no multiple of 64"),
-  ({"visual_model.head.ln_final.weight": None}, "ln_final.weight is missing"),
+  ({"visual_model.head.ln_final.weight": None}, r"ln_final\.weight is missing"),
   ({"visual_model.head.blocks.1.mlp.w1.weight": None}, "blocks are missing"),
   ({"text_model.backbone.positional_embedding": (9,)}, "has not 2 axes")])
 def test_what_is_no_whole_dinotxt(tmp_path, changes, message):

@@ -43,6 +43,17 @@ def test_without_held_out_images_a_line_says_why(config, caplog):
   assert record.getMessage().startswith("no evaluation: ") and "\n" not in record.getMessage()
 
 
+def test_a_second_source_is_opened_in_both_splits_or_refused(config, labelled):
+  assert inputs.open_general(config) is None
+  config.evals.general = labelled
+  assert [len(part) for part in inputs.open_general(config)] == [5, 3]
+  assert config.data.source != labelled
+  config.evals.general = "/nowhere"
+  with pytest.raises(ValueError, match=r"evals\.general=/nowhere: .*no folder of images") as caught:
+    inputs.open_general(config)
+  assert "\n" not in str(caught.value)
+
+
 def batches(config, mesh, count=2):
   pipeline = inputs.open_pipeline(config, open_images(config, "train"), mesh)
   try:

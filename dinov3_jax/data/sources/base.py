@@ -1,4 +1,4 @@
-"""What every source is, and images of one by reference."""
+"""What every source is."""
 
 from typing import Protocol
 
@@ -28,24 +28,3 @@ class Source(Protocol):
   def name(self, index: int) -> str: ...
 
   def encoded(self, index: int) -> bytes: ...
-
-
-class Stored(str):
-  """An image of a source, which stands for a path wherever images are named by paths.
-
-  As a string it is the image's name, after that of the source.
-  """
-
-  source: Source
-  index: int
-
-  @classmethod
-  def of(cls, what: str, source: Source, index: int) -> "Stored":
-    """The image `index` of a source that the user calls `what`."""
-    stored = cls(f"{what}/{source.name(index)}")
-    stored.source, stored.index = source, index
-    return stored
-
-  def read(self) -> np.ndarray:
-    """Its pixels, uint8 [H, W, 3]."""
-    return self.source[self.index]["image"]

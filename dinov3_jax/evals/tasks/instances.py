@@ -1,14 +1,12 @@
 """Retrieval of instances: revisited Oxford and Paris, AmsterTime."""
 
-import io
 import pathlib
-import pickle
 
 import numpy as np
 
 from dinov3_jax.data.crops import resize
 from dinov3_jax.data.decode import decode
-from dinov3_jax.evals import retrieval
+from dinov3_jax.evals import plain_pickle, retrieval
 from dinov3_jax.evals.framing import framing
 from dinov3_jax.evals.pca import grid
 from dinov3_jax.evals.session import LayoutError, Result, Session
@@ -27,22 +25,6 @@ PAPER_OXFORD = {
 PAPER_AMSTERTIME = {"vit7b16": {"mAP": 56.5}}
 
 
-# What a pickle of arrays refers to, by old and new versions of NumPy.
-ALLOWED = frozenset([
-  ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
-  *((f"numpy.{core}.multiarray", name) for core in ("core", "_core")
-    for name in ("_reconstruct", "scalar"))])
-
-
-class _Plain(pickle.Unpickler):
-  """Reads lists, dicts, numbers and NumPy arrays, and nothing that runs code."""
-
-  def find_class(self, module, name):
-    if (module, name) not in ALLOWED:
-      raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
-    return super().find_class(module, name)
-
-
 def read_truth(path: pathlib.Path) -> dict:
   """`imlist`, `qimlist` and `gnd` of a file of revisited Oxford or Paris.
 
@@ -50,9 +32,9 @@ def read_truth(path: pathlib.Path) -> dict:
     LayoutError: another file, or one that would run code when it is read.
   """
   try:
-    truth = _Plain(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-  except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, IndexError) as error:
-    raise LayoutError(f"{path} is no plain pickle of revisited Oxford or Paris: {error}") from error
+    truth = plain_pickle.load(path)
+  except ValueError as error:
+    raise LayoutError(f"{error}; wanted is one of revisited Oxford or Paris") from error
   if not isinstance(truth, dict) or not {"imlist", "qimlist", "gnd"} <= truth.keys():
     raise LayoutError(f"{path} has no imlist, qimlist and gnd: wanted is gnd_roxford5k.pkl or "
                       "gnd_rparis6k.pkl")

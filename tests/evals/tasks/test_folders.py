@@ -1,6 +1,7 @@
 """Classification of folders."""
 
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -31,6 +32,56 @@ def test_colours_are_told_apart(session_of, colours, task):
   assert result.protocol["train"] == 24 and result.protocol["test"] == 12
   assert any("images of 32 pixels" in line for line in result.differs)
   assert all(picture.shape == (480, 480, 3) for picture in result.pictures.values())
+
+
+def test_a_tar_of_the_same_images_gives_the_same_figures(session_of, colours, tmp_path,
+                                                         monkeypatch):
+  monkeypatch.setenv("DINOV3_JAX_CACHE", str(tmp_path / "cache"))
+  with tarfile.open(tmp_path / "x.tar", "w") as tar:
+    tar.add(colours, ".")
+  ours, theirs = (folders.knn(session_of(data, size=32)) for data in (tmp_path / "x.tar", colours))
+  assert ours.figures == theirs.figures and ours.protocol == theirs.protocol
+
+
+def test_a_known_set(session_of, colours, tmp_path):
+  """Pets of three colours; the figure that is usual for them has the paper's name."""
+  root = tmp_path / "oxford-iiit-pet"
+  (root / "annotations").mkdir(parents=True)
+  (root / "images").mkdir()
+  for split, name in (("train", "trainval"), ("val", "test")):
+    lines = []
+    for path in sorted((colours / split).glob("*/*.png")):
+      own = f"{path.parent.name}_{split}{path.stem}"
+      shutil.copy(path, root / "images" / f"{own}.jpg")
+      lines.append(f"{own} 1 1 1")
+    (root / f"annotations/{name}.txt").write_text("\n".join(lines))
+  result = folders.logistic(session_of(tmp_path, size=32))
+  assert result.figures["Oxford Pets, mean per class"] > 90
+  assert result.paper["vit7b16"]["Oxford Pets, mean per class"] == 97.0
+  assert result.protocol["usual_metric"] == "mean per class"
+
+
+def test_several_labels_an_image(session_of, tmp_path):
+  """Left and right half are red or not; what is marked as difficult does not count."""
+  root = tmp_path / "VOCdevkit/VOC2007"
+  (root / "ImageSets/Main").mkdir(parents=True)
+  (root / "JPEGImages").mkdir()
+  rng, lines = np.random.default_rng(0), {}
+  for i in range(60):
+    labels, image = rng.random(2) < 0.5, rng.integers(0, 60, (32, 32, 3), np.uint8)
+    for half, name in enumerate(("left", "right")):
+      image[:, 16 * half:16 * half + 16, 0] += 190 * np.uint8(labels[half])
+      split = "test" if i >= 45 else "trainval"
+      wrong = i == 59  # and so it does not count
+      lines.setdefault(f"{name}_{split}", []).append(
+          f"{i:06} {0 if wrong else 1 if labels[half] else -1}")
+    Image.fromarray(image).save(root / f"JPEGImages/{i:06}.jpg", "PNG")
+  for name, own in lines.items():
+    (root / f"ImageSets/Main/{name}.txt").write_text("\n".join(own))
+  result = folders.logistic(session_of(tmp_path, size=32))
+  assert result.figures["VOC2007, 11-point mAP"] > 80
+  with pytest.raises(LayoutError, match="several labels an image: the task logistic"):
+    folders.knn(session_of(tmp_path, size=32))
 
 
 def test_a_limit_is_told(session_of):
