@@ -106,7 +106,8 @@ def describe(r) -> str:
   lines = [
     f"{r.chips} x {r.device_kind}, {r.devices} devices, mesh {mesh}; of each device:",
     (f"crops {r.crops[0]} and {r.crops[1]} px" if r.crops[1] else f"images of {r.crops[0]} px")
-    + (f", Gram {r.crops[2]} px" if r.crops[2] else "") + f"; {r.batch_size} images a step, {r.batch_size / r.devices:g} a device",
+    + (f", Gram {r.crops[2]} px" if r.crops[2] else "")
+    + f"; {r.batch_size} images a step, {r.batch_size / r.devices:g} a device",
     *([f"  {r.part}, beside {giga(r.beside)} of the others"] if r.part else []),
     f"  arguments    {giga(r.arguments)}",
     f"  temporaries  {giga(r.temporaries)}",

@@ -44,7 +44,7 @@ def test_what_lies_beside_an_export_counts(tmp_path):
 @pytest.mark.parametrize("changes, message", [
   ({"text_model.backbone.token_embedding.weight": (50, 100)}, "is 100 wide, no multiple of 64"),
   ({"visual_model.head.ln_final.weight": None}, r"ln_final\.weight is missing"),
-  ({"visual_model.head.blocks.1.mlp.w1.weight": None}, "blocks are missing"),
+  ({"visual_model.head.blocks.1.mlp.w1.weight": None}, r"blocks are missing"),
   ({"text_model.backbone.positional_embedding": (9,)}, "has not 2 axes")])
 def test_what_is_no_whole_dinotxt(tmp_path, changes, message):
   path = tmp_path / "x.safetensors"
@@ -62,5 +62,5 @@ def test_what_trainers_wrap_around_is_taken_off(tmp_path):
 
 def test_a_file_without_a_text_tower(tmp_path):
   save_file({"cls_token": np.zeros(3, np.float32)}, tmp_path / "x.safetensors")
-  with pytest.raises(ValueError, match="holds no text tower of dino.txt"):
+  with pytest.raises(ValueError, match="holds no text tower"):
     files.open_arrays(tmp_path / "x.safetensors")
