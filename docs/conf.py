@@ -78,7 +78,11 @@ def _literal(found) -> str:
 
 
 def pages_for_files(app, document, source):
-  """Links to Markdown that is no page of its own lead to the page that has it."""
+  """The page with what was measured has all of it, and links to Markdown that is no page of its own
+  lead to the page that has it."""
+  if document == "measured":
+    for path in sorted(ROOT.glob("benchmarks/*.md")):
+      source[0] += f"\n```{{include}} ../benchmarks/{path.name}\n:relative-docs: ..\n```\n"
   benchmark = lambda found: f"](measured.md#{_anchor(found[1])})"
   text = re.sub(r"\]\(\.\./benchmarks/(\w+)\.md\)", benchmark, source[0])
   source[0] = text.replace("](../README.md)", "](start.md)")
