@@ -9,7 +9,9 @@ from configs import base
 from dinov3_jax.train import settings
 from dinov3_jax.train.settings import check_settings
 
-RECIPES = sorted({path.stem for path in Path(base.__file__).parent.glob("*.py")} - {"__init__"})
+# Those of dino.txt have settings of their own, which `text.settings` checks.
+RECIPES = sorted({path.stem for path in Path(base.__file__).parent.glob("*.py")
+                  if not path.stem.startswith("dinotxt")} - {"__init__"})
 
 
 def problems(config=None, **changes) -> list[str]:
