@@ -7,8 +7,8 @@ import sys
 import types
 
 import chex
-import jax
 import huggingface_hub
+import jax
 import numpy as np
 import pytest
 from flax import nnx
