@@ -80,13 +80,20 @@ def _literal(found) -> str:
 def pages_for_files(app, document, source):
   """The page with what was measured has all of it, and links to Markdown that is no page of its own
   lead to the page that has it."""
+  text = source[0]
   if document == "measured":
     for path in sorted(ROOT.glob("benchmarks/*.md")):
-      source[0] += f"\n```{{include}} ../benchmarks/{path.name}\n:relative-docs: ..\n```\n"
-  benchmark = lambda found: f"](measured.md#{_anchor(found[1])})" if (
-    ROOT / "benchmarks" / f"{found[1]}.md").exists() else found[0]  # which is then told as broken
-  text = re.sub(r"\]\(\.\./benchmarks/(\w+)\.md\)", benchmark, source[0])
-  source[0] = text.replace("](../README.md)", "](start.md)")
+      # As seen from docs/: its neighbours are in another folder, and its title is a part's.
+      part = re.sub(r"\]\((?!\.\./|[a-z]+:|#)", "](../benchmarks/", path.read_text())
+      text += "\n" + re.sub(r"(?m)^(?=#+ )", "#", part)
+  text = re.sub(r"\]\(\.\./benchmarks/(\w+)\.md(#[^)]*)?\)", _measured, text)
+  source[0] = text.replace("](../README.md)", "](start.md)").replace("](../docs/", "](")
+
+
+def _measured(found) -> str:
+  if not (ROOT / "benchmarks" / f"{found[1]}.md").exists():
+    return found[0]  # which is then told as broken
+  return f"](measured.md{found[2] or '#' + _anchor(found[1])})"
 
 
 def _anchor(benchmark: str) -> str:
