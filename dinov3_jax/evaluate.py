@@ -201,7 +201,7 @@ def main() -> int:
   named = args["model"] if args["weights"] != "random" else None
   try:
     if wrong:
-      raise ValueError(f"--set {wrong[0]} must be NAME=VALUE, such as --set frames=8")
+      raise ValueError("--set wants NAME=VALUE, such as --set frames=8")
     with signals.Noted(line=None) as stop:
       for name, result, left_out in results(**args, progress=True, stop=lambda: stop.number):
         print(table(name, result, named), flush=True)
