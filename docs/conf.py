@@ -19,7 +19,7 @@ project, author, release = "dinov3_jax", "the authors of dinov3_jax", dinov3_jax
 copyright = author
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode",
               "sphinx_copybutton", "myst_parser"]
-myst_heading_anchors = 3  # "page.md#a-heading" is checked
+myst_heading_anchors = 4  # "page.md#a-heading" is checked
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "dinov3_jax"
