@@ -79,10 +79,10 @@ def compile_pod(rows: int, dim: int, clusters: int, topology: str) -> dict:
                          TPU_WORKER_HOSTNAMES="localhost").items():
     os.environ.setdefault(key, value)
   from dinov3_jax.aot import topology_devices
+  from dinov3_jax.costs.collectives import bytes_by_kind, collectives
+  from dinov3_jax.costs.flops import CHIPS
   from dinov3_jax.curation.kmeans import compile_iteration
   from dinov3_jax.curation.rows import make_mesh
-  from dinov3_jax.train.collectives import bytes_by_kind, collectives
-  from dinov3_jax.train.flops import CHIPS
   devices = topology_devices(topology)
   began = time.perf_counter()
   compiled, padded = compile_iteration(rows, dim, clusters, make_mesh(devices))

@@ -24,7 +24,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import dinov3_jax
-from dinov3_jax.models.layers import inference_dot
+from dinov3_jax.models.products import inference_dot
 from dinov3_jax.models.variants import variant
 from dinov3_jax.weights import huggingface, naming
 

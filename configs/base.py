@@ -42,10 +42,21 @@ def convnext(depths: tuple[int, ...], dims: tuple[int, ...], drop_path: float = 
                          layerscale=layerscale, in_channels=in_channels))
 
 
+def foreign(callable: str, width: int, patch_size: int, host: bool = False) -> ConfigDict:
+  """The section `model` of somebody else's network, in place of a ViT's: a frozen backbone without
+  parameters, on which heads are trained; see `dinov3_jax.models.foreign`. The digest of its weights
+  is found out, and kept in the checkpoints."""
+  return ConfigDict(dict(callable=callable, width=width, patch_size=patch_size, host=host,
+                         in_channels=3, digest=""))
+
+
 def get_config() -> ConfigDict:
   config = ConfigDict(dict(
     seed=0,
-    init_from="",  # a run's folder: its teacher starts student, teacher and Gram teacher
+    # Weights that start student, teacher and Gram teacher: a run's folder, for its teacher, or
+    # anything else that `dinov3_jax.load` takes, such as a file or an id of the Hugging Face hub.
+    init_from="",
+    init_heads=True,  # with those heads of DINO and iBOT that are there; False: fresh ones
     # A frozen teacher that the student learns from, instead of its own average: a run's folder, or
     # a file of weights with heads. Its digest is found out, and kept in the checkpoints.
     distill=dict(teacher="", digest=""),
@@ -71,6 +82,9 @@ def get_config() -> ConfigDict:
       layerscale=1e-5,  # initial value; 0 leaves LayerScale out
       drop_path=0.3,
       storage_tokens=0,
+      # Above 0: of the blocks, low-rank adapters of this rank on attention's qkv and proj alone
+      # learn; `load` and `export` fold them into the weights that they adapt.
+      adapter_rank=0,
       untie_cls_and_patch_norms=False,
       untie_global_and_local_cls_norm=False,
       rope=dict(
@@ -89,9 +103,11 @@ def get_config() -> ConfigDict:
     ibot=dict(weight=1.0, prototypes=65536, hidden=2048, bottleneck=256, layers=3),
     masks=dict(probability=0.5, ratio=(0.1, 0.5), circular_shift=False),
     koleo=dict(weight=0.1, group=64, topk=1),
+    # Of 1 - cosine between the CLS features of student and Gram teacher, on global crops.
+    cls_preservation=dict(weight=0.0),
     gram=dict(
-      teacher="none",  # none | ema: the EMA teacher itself | own: a frozen copy with its own crops
-      init_from="",  # a run whose teacher is the first Gram teacher; "" takes config.init_from
+      teacher="none",  # none | ema: the EMA teacher itself | own: a frozen copy
+      init_from="",  # as config.init_from, for the first Gram teacher; "" takes that one
       # For a run that anchors itself: no Gram loss before this step, when the EMA teacher becomes
       # the Gram teacher; the steps of schedules.gram_weight count from it.
       start_at=placeholder(int),
@@ -122,11 +138,14 @@ def get_config() -> ConfigDict:
       patch_embed_lr_mult=0.2,
       dino_head_wd_mult=1.0,
       freeze_last_layer_steps=1250,
+      backbone_lr_mult=1.0,
+      freeze_backbone_steps=0,  # in which the heads alone learn; -1: all
+      ramp_backbone_steps=0,  # after these, in which the backbone's rate and decay rise from 0
     ),
     crops=dict(
       global_sizes=(224,),  # several: each step draws one entry of all four lists
       local_sizes=(96,),
-      gram_sizes=(0,),  # 0: no Gram crops
+      gram_sizes=(0,),  # 0: no Gram crops; a Gram teacher of its own then sees the global ones
       size_weights=(1.0,),
       locals=8,
       global_scale=(0.32, 1.0),
@@ -140,7 +159,13 @@ def get_config() -> ConfigDict:
       std=(0.229, 0.224, 0.225),
     ),
     data=dict(
-      source="tfds:imagenet2012",  # openmoji | tfds:NAME | a folder of images
+      # A folder of images, tars, zips, parquet, ArrayRecord, a list, a bucket, tfds:NAME, openmoji,
+      # or a mix.json; see docs/data.md.
+      source="tfds:imagenet2012",
+      # By name, several sources in its place, drawn by weight: each has a source and, if wanted, a
+      # split ("train"), a weight (without any, every image counts as much) and homogeneous=True,
+      # for batches from it alone; its weight is the share of these.
+      sources={},
       workers=8,  # processes; 0 decodes in threads of this one
       max_damaged=0.01,  # share of unreadable images that stops the run
       background="",  # colour behind transparent pixels ("white"); "": transparency is dropped
@@ -149,6 +174,11 @@ def get_config() -> ConfigDict:
       depth="high_byte",
       max_pixels=2**28,  # an image with more is not read; decoding takes up to 7 bytes a pixel
       big_pixels=2**26,  # images with more are decoded one at a time
+      cache_gb=0.0,  # of disk for what is read from buckets (10**9 bytes)
+      # Photographs much larger than their crops become smaller while they are decoded; not exact.
+      scaled_decoding=False,
+      resizer="exact",  # exact: Pillow's | fast: a third of the time, a tenth of a level off
+      colors="host",  # host | device: jitter, blur and solarization there; see docs/data.md
     ),
     train=dict(
       steps=125_000,
@@ -185,6 +215,10 @@ def get_config() -> ConfigDict:
       image_size=224,
       pictures=8,
       picture_size=224,  # of the images in them; larger than in training shows finer patches
+      general="",  # a second source, evaluated in the same way under names with `general/` before
+      # A metric of these evaluations, such as knn_top1 or general/knn_top1: `checkpoints/best` is
+      # the checkpoint with its highest value, and is kept.
+      best="",
       # Of `python -m dinov3_jax.evaluate`: "tracking=/data/DAVIS"; "tracking" alone is on small
       # data that are made from OpenMoji.
       tasks=(),

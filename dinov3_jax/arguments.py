@@ -3,23 +3,63 @@
 import argparse
 import os
 import re
+from typing import TYPE_CHECKING
 
 import dinov3_jax
+
+if TYPE_CHECKING:
+  from absl import flags
+
+MODULE = "python -m dinov3_jax."
+VERBS = {"main": "train"}  # of the console script, where they are not the module's name
+REQUIRED = ("config", "workdir", "topology")  # of absl's flags
+_caller = MODULE
+
+
+def call_as(caller: str):
+  """From here on texts spell commands as they are called: `caller`, such as "dinov3 ", and a
+  verb."""
+  global _caller
+  _caller = caller
+
+
+def spelled(text: str) -> str:
+  """A text with the commands in it, `python -m dinov3_jax.NAME`, as the running one was called."""
+  if _caller == MODULE:
+    return text
+  return re.sub(re.escape(MODULE) + r"(\w+)", lambda found: _caller + VERBS.get(found[1], found[1]),
+                text)
 
 
 class Parser(argparse.ArgumentParser):
   """The arguments of `python -m dinov3_jax.NAME`, with --help and --version."""
 
   def __init__(self, name: str, description: str):
-    super().__init__(prog=f"python -m dinov3_jax.{name}", description=description,
+    super().__init__(prog=spelled(MODULE + name), description=spelled(description),
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     self.add_argument("--version", action="version",
                       version=f"dinov3_jax {dinov3_jax.__version__}")
 
 
+def add_flags(parser: Parser, title: str, values: "flags.FlagValues", **metavars: str | None):
+  """A group of absl's flags in a parser that shows them: absl still parses them.
+
+  Args:
+    parser: what is added to.
+    title: of the group.
+    values: the flags.
+    metavars: by name of the flag, what stands for its value; None for a flag without one.
+  """
+  group = parser.add_argument_group(title)
+  for name, metavar in metavars.items():
+    kind = dict(action="store_true") if metavar is None else dict(
+        metavar=metavar, required=name in REQUIRED)
+    group.add_argument(f"--{name}", help=values[name].help, **kind)
+
+
 def add_model(parser: argparse.ArgumentParser):
   """The flags of `dinov3_jax.evals.backbone.open_model`."""
-  add = parser.add_argument
+  add = parser.add_argument_group("the model").add_argument
   add("--weights", metavar="W", required=True, type=os.path.expanduser,
       help="a run's folder, a file, a name; see above")
   add("--model", metavar="NAME", help="which model it is, where the weights do not say so")

@@ -8,7 +8,8 @@ WEIGHTS is whatever `dinov3_jax.load` takes, above all a run's folder. The forma
   safetensors  the same arrays in a safetensors file
 The first two have no place for a convolutional stem (`model.stem="conv"`, as the quickstart has):
 take safetensors for it. The size, mean and deviation of the images that the model was trained with
-go into `preprocessor_config.json`.
+go into `preprocessor_config.json`. Of a run that has aligned text, official and safetensors write
+vision head and text tower, as the released file has them.
 
 Everything is float32 and exact. As in the reference's own releases, RoPE turns in float32 there,
 even if it was trained in bfloat16. Hugging Face has no place for the norm that local crops may have
@@ -24,7 +25,11 @@ import os
 import sys
 
 from dinov3_jax import arguments
+from dinov3_jax.callable_module import make_callable
 from dinov3_jax.main import fail
+
+if __name__ != "__main__":
+  make_callable(__name__, "dinov3_jax.weights.exporting", "export")
 
 
 def __getattr__(name: str):
@@ -34,26 +39,40 @@ def __getattr__(name: str):
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def main() -> int:
-  parser = arguments.Parser("export", __doc__)
-  add = parser.add_argument
+def parser() -> arguments.Parser:
+  """The command line."""
+  made = arguments.Parser("export", __doc__)
+  add = made.add_argument_group("the model").add_argument
   add("positional", metavar="WEIGHTS", nargs="?", help="a run's folder, or any other weights")
   add("--weights", metavar="W", help="the same thing as a flag")
-  add("--format", choices=["hf", "official", "safetensors"], required=True)
-  add("--out", metavar="DIR", required=True, type=os.path.expanduser, help="a new folder")
-  add("--network", choices=["teacher", "student"], default="teacher")
-  add("--heads", action="store_true", help="write the heads of DINO and iBOT, too")
   add("--model", metavar="NAME", help="which model it is, where the weights do not say so")
   add("--name", dest="model", default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # its former name
-  args = parser.parse_args()
-  if (args.positional is None) == (args.weights is None):
-    parser.error("give the weights once, as WEIGHTS or as --weights W")
+  add("--network", choices=["teacher", "student"], default="teacher",
+      help="of a run; the teacher by default")
+  add = made.add_argument_group("what comes out").add_argument
+  add("--format", choices=["hf", "official", "safetensors"], required=True)
+  add("--out", metavar="DIR", required=True, type=os.path.expanduser, help="a new folder")
+  add("--heads", action="store_true", help="write the heads of DINO and iBOT, too")
+  return made
 
-  from dinov3_jax.weights.exporting import export  # not before the command line is right: seconds
+
+def main() -> int:
+  command = parser()
+  args = command.parse_args()
+  if (args.positional is None) == (args.weights is None):
+    command.error("give the weights once, as WEIGHTS or as --weights W")
+
+  # Not before the command line is right: it takes seconds.
+  from dinov3_jax.text.loading import export_text, is_text_run
+  from dinov3_jax.weights.exporting import export
 
   try:
-    written = export(args.weights if args.positional is None else args.positional, args.format,
-                     args.out, name=args.model, network=args.network, heads=args.heads)
+    weights = args.weights if args.positional is None else args.positional
+    if is_text_run(weights):
+      written = export_text(weights, args.format, args.out)
+    else:
+      written = export(weights, args.format, args.out, name=args.model, network=args.network,
+                       heads=args.heads)
   except (OSError, ValueError, ModuleNotFoundError) as error:
     return fail(error)
   for path in written:

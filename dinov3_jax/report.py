@@ -1,7 +1,9 @@
-"""What a run has learned, in one table: `python -m dinov3_jax.report --workdir=DIR`.
+"""Says what a run has learned, in one table.
 
-The k-NN accuracy of raw pixels, of the network before its first step and of the trained teacher, on
-images that neither training nor the evaluations beside it have seen.
+  python -m dinov3_jax.report --workdir=DIR
+
+It has the k-NN accuracy of raw pixels, of the network before its first step and of the trained
+teacher, on images that neither training nor the evaluations beside it have seen.
 """
 
 if __name__ == "__main__":
@@ -65,12 +67,17 @@ def report(workdir: str | os.PathLike, split: str = "test") -> str:
   return "\n".join(lines)
 
 
+def parser() -> arguments.Parser:
+  """The command line."""
+  made = arguments.Parser("report", __doc__)
+  made.add_argument("--workdir", required=True, type=os.path.expanduser,
+                    help="of a run, or one of its checkpoints")
+  made.add_argument("--split", default="test", help="of the images: val or test (default)")
+  return made
+
+
 def main() -> int:
-  parser = arguments.Parser("report", __doc__)
-  parser.add_argument("--workdir", required=True, type=os.path.expanduser,
-                      help="of a run, or one of its checkpoints")
-  parser.add_argument("--split", default="test", help="of the images: val or test (default)")
-  args = parser.parse_args()
+  args = parser().parse_args()
   try:
     print(report(args.workdir, args.split))
   except (ValueError, OSError) as error:

@@ -6,6 +6,10 @@ The picture has the image, the first three principal components of its patch fea
 and blue, and, with --patch ROW,COLUMN, how similar every patch is to that one (the brighter, the
 more). With --foreground the background stays black and takes no part in the components. W is
 whatever `dinov3_jax.load` takes, or `random` for an untrained network.
+
+  python -m dinov3_jax.visualize IMAGE --weights W --text "the cat's eye"
+
+draws how well each patch fits the text; W is then whatever `dinov3_jax.load_text` takes.
 """
 
 if __name__ == "__main__":
@@ -30,6 +34,8 @@ from dinov3_jax.main import fail
 
 if TYPE_CHECKING:  # slow to import: only where the work begins
   from flax import nnx
+
+  from dinov3_jax.text.model import DinoText
 
 SHORTER_SIDE = 512
 MOST = 2**24  # pixels of a picture whose longer side follows the shorter
@@ -121,6 +127,33 @@ def visualize(image: np.ndarray, model: "nnx.Module", prepare: Preprocess, *, ma
   return pca.grid([pictures])
 
 
+def visualize_text(image: np.ndarray, model: "DinoText", prepare: Preprocess, text: str
+                   ) -> np.ndarray:
+  """The picture of an image and of how well each of its patches fits a text.
+
+  Args:
+    image: uint8 [H, W, 3].
+    model: as from `dinov3_jax.load_text`.
+    prepare: what the image goes through, whole patches.
+    text: what is looked for.
+
+  Returns:
+    uint8 [h, w, 3]; the map is dark at the patch that fits least and bright at the one that
+    fits best.
+
+  Raises:
+    ValueError: an empty text.
+  """
+  if not text.strip():
+    raise ValueError("--text is empty: say what to look for")
+  height, width = np.broadcast_to(prepare.size, 2).tolist()
+  side = model.patch_size
+  patches = np.asarray(model.encode_image(prepare(image)[None])["patches"][0])
+  fit = (patches @ model.encode_text(text)["patches"][0]).reshape(height // side, width // side)
+  shown = np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))
+  return pca.grid([[shown, pca.enlarge(pca.heatmap(fit), height, width)]])
+
+
 def framed(picture: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
   """A picture with a square in it, drawn white on black."""
   picture = picture.copy()
@@ -132,11 +165,12 @@ def framed(picture: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
   return picture
 
 
-def main() -> int:
-  parser = arguments.Parser("visualize", __doc__)
-  add = parser.add_argument
-  add("image", metavar="IMAGE", type=os.path.expanduser)
-  arguments.add_model(parser)
+def parser() -> arguments.Parser:
+  """The command line."""
+  made = arguments.Parser("visualize", __doc__)
+  made.add_argument("image", metavar="IMAGE", type=os.path.expanduser)
+  arguments.add_model(made)
+  add = made.add_argument_group("the picture").add_argument
   add("--out", metavar="FILE", type=os.path.expanduser,
       help="the picture; by default IMAGE's name with .dinov3.png, here")
   add("--size", type=arguments.size, default=SHORTER_SIDE, metavar="SIDE|HEIGHT,WIDTH",
@@ -144,20 +178,36 @@ def main() -> int:
   add("--patch", type=arguments.patch, metavar="ROW,COLUMN",
       help="show what is similar to this patch")
   add("--foreground", action="store_true", help="colour only what stands out")
-  args = parser.parse_intermixed_args()
+  add("--text", metavar="WORDS", help="show what fits these words")
+  return made
+
+
+def main() -> int:
+  args = parser().parse_intermixed_args()
   try:
     from dinov3_jax.evals.backbone import open_model, patch_side  # slow
     out = check_out(args.out or f"{pathlib.Path(args.image).stem}.dinov3.png", args.image)
     if not os.path.isfile(args.image):
       raise FileNotFoundError(f"{printable(args.image)} is no file")
     image = decode(pathlib.Path(args.image), args.image)
-    model, prepare = open_model(args.weights, args.model, dtype=args.dtype)
-    prepare = dataclasses.replace(prepare, size=fit(image, args.size, patch_side(model)))
-    pca.save(out, visualize(image, model, prepare, masked=args.foreground, patch=args.patch))
+    if args.text is not None:
+      from dinov3_jax.text.loading import load_text
+      if args.patch or args.foreground:
+        raise ValueError("--text shows a map of its own: leave out --patch and --foreground")
+      model = load_text(args.weights, dtype=args.dtype or "float32")
+      prepare, side = model.preprocess, model.patch_size
+    else:
+      model, prepare = open_model(args.weights, args.model, dtype=args.dtype)
+      side = patch_side(model)
+    prepare = dataclasses.replace(prepare, size=fit(image, args.size, side))
+    if args.text is not None:
+      picture = visualize_text(image, model, prepare, args.text)
+    else:
+      picture = visualize(image, model, prepare, masked=args.foreground, patch=args.patch)
+    pca.save(out, picture)
   except (OSError, ValueError, ModuleNotFoundError, DamagedImage) as error:
     return fail(error)
   height, width = prepare.size
-  side = patch_side(model)
   print(f"{printable(out)}: {height // side} rows and {width // side} columns of patches "
         f"({side} pixels)")
   return 0

@@ -7,7 +7,7 @@
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu bash launch/test.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. launch/environment.sh quickstart,tfds,test
+. launch/environment.sh quickstart,tfds,ray,notebooks,docs,test
 
 ruff check
 python -m pytest -n 2 --dist loadfile "$@"

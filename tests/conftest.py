@@ -37,7 +37,7 @@ from dinov3_jax.train.step import make_train_step
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.quick", "tests.distilled"]
+pytest_plugins = ["tests.quick", "tests.distilled", "tests.aligned"]
 
 TESTS = pathlib.Path(__file__).parent
 ORDER = list(VARIANTS)

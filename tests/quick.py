@@ -71,8 +71,9 @@ class Method:
     observe = made.observe
 
     def observe_and_act(step, state):
-      observe(step, state)
+      found = observe(step, state)
       self.at.get(step, lambda: None)()
+      return found
 
     made.observe = observe_and_act
     return made, past
@@ -82,7 +83,6 @@ class Method:
 def stand_in(monkeypatch):
   """The method that is trained instead of DINOv3 while a test lasts."""
   method = Method()
-  monkeypatch.setattr(loop, "init_state", method.init_state)
   monkeypatch.setattr(prepare, "init_state", method.init_state)
   monkeypatch.setattr(prepare, "make_train_step", method.make_train_step)
   monkeypatch.setattr(loop, "make_watching", method.make_watching)

@@ -75,9 +75,3 @@ def test_help(monkeypatch, capsys, flag):
   monkeypatch.setattr(sys, "argv", ["aot", flag])
   assert aot.main() == 0
   assert "python -m dinov3_jax.aot --config=configs/vit7b.py --topology=" in capsys.readouterr().out
-
-
-def test_what_has_a_teacher_is_refused_and_what_to_do_is_said(tiny_config):
-  tiny_config.distill.teacher = "runs/large"
-  with pytest.raises(ValueError, match=r"--config\.distill\.teacher= the student's own"):
-    aot.compile_step(tiny_config, [])

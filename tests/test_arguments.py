@@ -1,6 +1,7 @@
 import argparse
 
 import pytest
+from absl import flags
 
 import dinov3_jax
 from dinov3_jax import arguments
@@ -25,6 +26,7 @@ def test_patches():
 
 
 def test_a_parser_with_the_flags_of_a_model(capsys, monkeypatch):
+  monkeypatch.setattr(arguments, "_caller", arguments.MODULE)
   monkeypatch.setenv("HOME", "/home/someone")
   parser = arguments.Parser("name", "Does something.")
   arguments.add_model(parser)
@@ -40,3 +42,23 @@ def test_a_parser_with_the_flags_of_a_model(capsys, monkeypatch):
 def test_the_version_is_that_of_the_package():
   from importlib.metadata import version
   assert dinov3_jax.__version__ == version("dinov3_jax")
+
+
+def test_commands_are_spelled_as_they_are_called(monkeypatch):
+  monkeypatch.setattr(arguments, "_caller", arguments.MODULE)
+  text = "python -m dinov3_jax.main, python -m dinov3_jax.features, dinov3_jax.load"
+  assert arguments.spelled(text) == text
+  arguments.call_as("dinov3 ")
+  assert arguments.spelled(text) == "dinov3 train, dinov3 features, dinov3_jax.load"
+  assert arguments.Parser("main", text).format_usage() == "usage: dinov3 train [-h] [--version]\n"
+
+
+def test_flags_of_absl_in_a_parser():
+  values = flags.FlagValues()
+  flags.DEFINE_string("workdir", None, "Where.", flag_values=values)
+  flags.DEFINE_bool("fast", False, "Soon.", flag_values=values)
+  parser = arguments.Parser("x", "X.")
+  arguments.add_flags(parser, "a title", values, workdir="DIR", fast=None)
+  shown = " ".join(parser.format_help().split())
+  assert "a title: --workdir DIR Where. --fast Soon." in shown
+  assert "[--fast]" in shown and "[--workdir" not in shown

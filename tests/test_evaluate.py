@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dinov3_jax
 from dinov3_jax import evaluate
 from dinov3_jax.evals import extraction
 from dinov3_jax.evals.catalogue import TASKS
@@ -128,3 +129,14 @@ def test_the_paper_stands_beside():
 def test_help_lists_all_tasks():
   text = evaluate.parser().format_help()
   assert all(f"    {name} " in text and task.layout in text for name, task in TASKS.items())
+
+
+def test_the_function(pairs, tmp_path, caplog):
+  how = dict(model="vits16", size=16, cache=tmp_path / "cache")
+  result = dinov3_jax.evaluate("amstertime", "random", pairs, **how)
+  assert list(result) == ["amstertime"] and result["amstertime"].figures["mAP"] == 100
+  assert not list(tmp_path.glob("*.json"))
+  for tasks, data, message in ((["amstertime", "nothing"], pairs, "there is no task nothing: take"),
+                               ("knn", tmp_path / "none", "--data .* is no folder")):
+    with pytest.raises(ValueError, match=message):
+      dinov3_jax.evaluate(tasks, "random", data, **how)

@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+import tarfile
 
 import chex
 import jax
@@ -193,3 +194,46 @@ def test_sizes_that_are_none(size, capsys):
   with pytest.raises(SystemExit):
     command(pytest.MonkeyPatch(), "images", "--weights", "w", "--out", "f.npy", "--size", size)
   assert "a size is one number or HEIGHT,WIDTH" in capsys.readouterr().err
+
+
+def test_a_tar_has_the_features_of_its_images(folder, monkeypatch, capsys):
+  monkeypatch.setenv("DINOV3_JAX_CACHE", str(folder / "cache"))
+  with tarfile.open(folder / "x.tar", "w") as tar:
+    tar.add("images", "images")
+  for images, out in (("images", "folder.npy"), ("x.tar", "tar.npy")):
+    assert command(monkeypatch, images, *RANDOM, "--out", out) == 0
+    assert "4bad.jpg: cannot identify" in capsys.readouterr().err
+  (ours, names), (theirs, expected) = (features.read(out) for out in ("tar.npy", "folder.npy"))
+  assert sorted(names) == sorted(f"x.tar/{name}" for name in expected)
+  order = [names.index(f"x.tar/{name}") for name in expected]
+  chex.assert_trees_all_close(ours["cls"][order], theirs["cls"], rtol=1e-6, atol=1e-6)
+
+
+def test_the_function(folder, caplog):
+  weights = dict(weights="random", model="vits16", size=(16, 24), batch_size=8)
+  arrays, names = dinov3_jax.features("images", **weights)
+  assert names[0] == "images/0.png" and len(names) == 10 and arrays["cls"].shape == (10, 32)
+  assert "left out: images/4bad.jpg: " in caplog.text
+  again, _ = dinov3_jax.features(["images/0.png", "images/3.png"], out="two.npy", **weights)
+  np.testing.assert_allclose(again["cls"], arrays["cls"][:2], rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(features.read("two.npy")[0]["cls"], again["cls"])
+  grid, _ = dinov3_jax.features("images/0.png", tokens="patches", store="float16", **weights)
+  assert grid["patches"].shape == (1, 2, 3, 32) and grid["patches"].dtype == np.float16
+  for images, message in (([], "there are no images"), ("nothing", "nothing matches no file")):
+    with pytest.raises(ValueError, match=message):
+      dinov3_jax.features(images, **weights)
+
+
+def test_pictures_in_memory_have_the_features_of_their_files(folder):
+  weights = dict(weights="random", model="vits16", size=(16, 24), batch_size=8, tokens="all")
+  arrays, names = dinov3_jax.features("images/more", **weights)
+  pictures = [Image.open(name) for name in names]
+  for given in (pictures, list(map(np.asarray, pictures))):
+    found, places = dinov3_jax.features(given, **weights)
+    assert places == [str(i) for i in range(len(names))]
+    chex.assert_trees_all_equal_shapes(found, arrays)
+    chex.assert_trees_all_close(found, arrays, rtol=1e-4, atol=1e-5)
+  with pytest.raises(ValueError, match="out is for files"):
+    dinov3_jax.features(pictures, out="x.npy", **weights)
+  with pytest.raises(ValueError, match="an image must be uint8"):
+    dinov3_jax.features([np.zeros((4, 4, 3))], **weights)

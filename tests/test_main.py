@@ -151,6 +151,16 @@ def test_a_wrong_config_file_gets_one_line(monkeypatch, capsys, config, tmp_path
     assert code == 2 and errors.startswith(f"error: {missing} is missing")
 
 
+def test_what_a_recipe_cannot_take_gets_one_line(monkeypatch, capsys, tmp_path):
+  for given, said in (("/nowhere", "there is no file or folder /nowhere"),
+                      (str(tmp_path), f"{tmp_path} holds no model.safetensors"),
+                      ("vitl16plus", "not on the Hugging Face hub")):
+    config = f"{ROOT}/configs/adapt.py:{given}"
+    code, errors = command(monkeypatch, capsys, f"--config={config}", f"--workdir={tmp_path}/run")
+    assert code == 2 and errors.startswith(f"error: {config}: ") and said in errors
+    assert errors.count("\n") == 1
+
+
 @pytest.mark.parametrize("argument, said", [
   ("--config.data.source=/nowhere", "no folder of images at /nowhere"),
   ("--config.model.in_channels=4", "model.in_channels must be 3, not 4: the images are RGB"),
@@ -160,7 +170,7 @@ def test_a_wrong_config_file_gets_one_line(monkeypatch, capsys, config, tmp_path
   ("--config.model.ffn=conv", "conv"),
   ("--config.train.remat=some", "train.remat"),
   ("--config.koleo.group=3", "koleo.group"),
-  ("--config.init_from=/nowhere", "no checkpoint in /nowhere"),
+  ("--config.init_from=/nowhere", "there is no file or folder /nowhere"),
   ("--config.mesh.data=3", "the mesh data=3"),
   ("--config.schedules.lr.kind=step", "step"),
 ])
@@ -193,3 +203,20 @@ def test_what_needs_no_jax_does_not_import_it(argument, code, said):
   done = subprocess.run([sys.executable, "-c", script, argument], cwd=ROOT, capture_output=True,
                         text=True, timeout=60)
   assert done.returncode == code and said in done.stdout + done.stderr
+
+
+def test_the_function_trains_recipes_with_changes(config, tmp_path, stand_in, monkeypatch):
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "as it is")
+  small = {"train.steps": 4, "health.images": 0, "evals.every": 0,
+           "schedules.lr.warmup_steps": 1, "schedules.teacher_temp.warmup_steps": 1}
+  state = dinov3_jax.train(config, tmp_path / "run", small)
+  assert state.step == 4 and checkpoint.latest(tmp_path / "run").name == "4"
+  made = dinov3_jax.recipes.load(config, small)
+  assert dinov3_jax.train(made, tmp_path / "run", {"train.steps": 6}).step == 6
+  assert made.train.steps == 4
+  for settings, wrong in (({"train.stepz": 4}, "did you mean train.steps"),
+                          ({"crops.global_sizes": (20,)}, "crop size 20")):
+    with pytest.raises(ValueError, match=wrong):
+      dinov3_jax.train(config, tmp_path / "other", small | settings)
+  with pytest.raises(ValueError, match="no config file nothing: give a file, or one of"):
+    dinov3_jax.train("nothing", tmp_path / "other")

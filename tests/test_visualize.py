@@ -130,3 +130,20 @@ def test_what_is_no_image(picture, monkeypatch, capsys, tmp_path):
   with pytest.raises(SystemExit):
     command(monkeypatch, *picture, "--patch", "3")
   assert "a patch is ROW,COLUMN, counted from 0, not 3" in capsys.readouterr().err
+
+
+def test_a_text_gets_a_map(text_run, captioned, tmp_path, monkeypatch, capsys):
+  image = next((captioned / "val" / "red").glob("*.png"))
+  out = tmp_path / "map.png"
+  command = ["visualize", str(image), "--weights", str(text_run), "--size", "32,48", "--out",
+             str(out)]
+  monkeypatch.setattr("sys.argv", [*command, "--text", "red"])
+  assert visualize.main() == 0
+  with Image.open(out) as picture:
+    assert picture.height >= 32 and picture.width >= 2 * 48
+  assert "4 rows and 6 columns of patches (8 pixels)" in capsys.readouterr().out
+  for more, message in ((["--text", " "], "--text is empty"),
+                        (["--text", "red", "--foreground"], "--text shows a map of its own")):
+    monkeypatch.setattr("sys.argv", [*command, *more])
+    assert visualize.main() == 1
+    assert message in capsys.readouterr().err

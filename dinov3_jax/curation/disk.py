@@ -6,7 +6,6 @@ all see one file system, the first writes, and what is there is decided by what 
 
 import json
 import logging
-import os
 import pathlib
 import shutil
 import time
@@ -16,6 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from dinov3_jax.data import durable
 
 log = logging.getLogger(__name__)
 
@@ -44,17 +45,8 @@ def write(path: pathlib.Path, writer: Callable[[Any], None], alone: bool = False
     alone: this process writes a file of its own, and nobody waits.
   """
   if alone or jax.process_index() == 0:
-    new = path.with_name(path.name + ".new")
-    with new.open("wb") as file:
+    with durable.replacing(path) as file:
       writer(file)
-      file.flush()
-      os.fsync(file.fileno())
-    new.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-      os.fsync(folder)
-    finally:
-      os.close(folder)
   if not alone:
     wait()
 
@@ -91,6 +83,30 @@ def read_array(path: pathlib.Path, mapped: bool = False) -> np.ndarray:
     raise ValueError(f"{path} is cut or damaged") from error
 
 
+def begin(note: pathlib.Path, job: dict[str, Any], option: str) -> None:
+  """Makes the folder of a job with a note of what it is, or finds one that was begun as the same.
+
+  Args:
+    note: the .json file in it.
+    job: as JSON gives it back.
+    option: of the command, by which the user chooses another folder.
+
+  Raises:
+    ValueError: the folder was begun with another job; it names the settings that differ.
+  """
+  if agree(note.exists()):
+    before = json.loads(note.read_text())
+    other = sorted(key for key in job | before if job.get(key) != before.get(key))
+    if other:
+      raise ValueError(f"{note.parent} was made with other settings ({', '.join(other)}): delete "
+                       f"it, or choose another {option}")
+    return
+  if jax.process_index() == 0:
+    note.parent.mkdir(parents=True, exist_ok=True)
+  wait()
+  write_json(note, job)
+
+
 class Folder:
   """What a step has done so far, part by part; the same step again makes only what is missing.
 
@@ -107,19 +123,7 @@ class Folder:
     self._memory: dict[str, np.ndarray] = {}
     if path is None:
       return
-    note = path / "job.json"
-    job = json.loads(json.dumps(job or {}))
-    if agree(note.exists()):
-      before = json.loads(note.read_text())
-      other = sorted(key for key in job | before if job.get(key) != before.get(key))
-      if other:
-        raise ValueError(f"{path} was made with other settings ({', '.join(other)}): delete it, or "
-                         "choose another --name")
-    else:
-      if jax.process_index() == 0:
-        path.mkdir(parents=True, exist_ok=True)
-      wait()
-      write_json(note, job)
+    begin(path / "job.json", json.loads(json.dumps(job or {})), "--name")
 
   def has(self, name: str) -> bool:
     """Whether a part is done and whole; one that is cut is named in the log, and counts as missing.

@@ -61,17 +61,7 @@ class Store:
       ValueError: a folder that was begun with others.
     """
     folder = pathlib.Path(folder)
-    if disk.agree((folder / "manifest.json").exists()):
-      before = cls(folder).notes
-      other = sorted(key for key in notes | before if notes.get(key) != before.get(key))
-      if other:
-        raise ValueError(f"{folder} has features of another job (its {', '.join(other)} differ): "
-                         "delete it, or choose another --dir")
-    else:
-      if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-      disk.wait()
-      disk.write_json(folder / "manifest.json", notes)
+    disk.begin(folder / "manifest.json", notes, "--dir")
     return cls(folder)
 
   @property

@@ -5,6 +5,8 @@ PIL images to within one level (hue: to a step of its 8-bit circle). The generat
 only source of randomness.
 """
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
@@ -19,6 +21,9 @@ SOLARIZE_GLOBAL = (0.0, 0.2)
 JITTER = 0.8
 GRAYSCALE = 0.2
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1
+CENTERS = np.array([1.0, 1.0, 1.0, 0.0])  # amounts that change nothing
+SPREADS = np.array([BRIGHTNESS, CONTRAST, SATURATION, HUE])
+DRAWN = 2 * len(CENTERS) + 3  # numbers that say what is done to a crop; see `as_row`
 BLUR_KERNEL, BLUR_SIGMA = 9, (0.1, 2.0)
 SOLARIZE_THRESHOLD = 128
 
@@ -54,14 +59,18 @@ def adjust_hue(image: np.ndarray, turn: float) -> np.ndarray:
   return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
+def draw_jitter(rng: np.random.Generator, strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+  """The order of brightness (0), contrast (1), saturation (2) and hue (3), and their amounts."""
+  amounts = strength * rng.uniform(-1.0, 1.0, len(CENTERS))
+  return rng.permutation(len(CENTERS)), CENTERS + SPREADS * amounts
+
+
 def color_jitter(image: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
   """Brightness, contrast, saturation and hue by random amounts, in random order."""
-  ops = ((adjust_brightness, 1.0, BRIGHTNESS), (adjust_contrast, 1.0, CONTRAST),
-         (adjust_saturation, 1.0, SATURATION), (adjust_hue, 0.0, HUE))
-  amounts = strength * rng.uniform(-1.0, 1.0, len(ops))
-  for i in rng.permutation(len(ops)):
-    op, center, spread = ops[i]
-    image = op(image, center + spread * amounts[i])
+  ops = adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue
+  order, amounts = draw_jitter(rng, strength)
+  for i in order:
+    image = ops[i](image, amounts[i])
   return image
 
 
@@ -82,6 +91,44 @@ def solarize(image: np.ndarray) -> np.ndarray:
   return cv2.LUT(image, _SOLARIZED)
 
 
+class Color(NamedTuple):
+  """What is drawn for the colours of a crop: the jitter's order and amounts, as of `draw_jitter`
+  (None: no jitter), and whether it becomes grey."""
+
+  order: np.ndarray | None
+  amounts: np.ndarray | None
+  gray: bool
+
+
+class Tone(NamedTuple):
+  """What is drawn for the rest: the blur's sigma, 0 for none, and whether it is solarized."""
+
+  sigma: float
+  solarized: bool
+
+
+def draw_color(rng: np.random.Generator, strength: float = 1.0) -> Color:
+  """Draws colour jitter (80 %) and greyscale (20 %), as `distort_color` does."""
+  jitter, gray = rng.random(2)
+  order, amounts = draw_jitter(rng, strength) if jitter < JITTER else (None, None)
+  return Color(order, amounts, gray < strength * GRAYSCALE)
+
+
+def draw_tone(rng: np.random.Generator, blur: float, solarized: float = 0.0) -> Tone:
+  """Draws blur with probability `blur`, and solarization with its own, as `distort_tone` does."""
+  draw, sigma, invert = rng.random(3)
+  low, high = BLUR_SIGMA
+  return Tone(low + (high - low) * sigma if draw < blur else 0.0, invert < solarized)
+
+
+def as_row(color: Color, tone: Tone) -> np.ndarray:
+  """What was drawn, float32 [DRAWN]: the order (`len(CENTERS)` where there is no jitter), the
+  amounts, whether it becomes grey, sigma, whether it is solarized."""
+  nothing = np.full(len(CENTERS), len(CENTERS)), CENTERS
+  order, amounts = nothing if color.order is None else color[:2]
+  return np.array([*order, *amounts, color.gray, *tone], np.float32)
+
+
 def distort_color(image: np.ndarray, rng: np.random.Generator,
                   strength: float = 1.0) -> np.ndarray:
   """Colour jitter (80 %), then greyscale (20 %).
@@ -97,8 +144,7 @@ def distort_color(image: np.ndarray, rng: np.random.Generator,
 def distort_tone(image: np.ndarray, rng: np.random.Generator, blur: float,
                  solarized: float = 0.0) -> np.ndarray:
   """Blur with probability `blur`, sigma in U(0.1, 2), then solarization with its probability."""
-  draw, sigma, invert = rng.random(3)
-  if draw < blur:
-    low, high = BLUR_SIGMA
-    image = gaussian_blur(image, low + (high - low) * sigma)
-  return solarize(image) if invert < solarized else image
+  sigma, inverted = draw_tone(rng, blur, solarized)
+  if sigma:
+    image = gaussian_blur(image, sigma)
+  return solarize(image) if inverted else image

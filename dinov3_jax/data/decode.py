@@ -20,6 +20,8 @@ from PIL import (
   WebPImagePlugin,
 )
 
+from dinov3_jax.data import jpeg
+from dinov3_jax.data.stored import Stored
 from dinov3_jax.data.walk import printable
 
 ORIENTATION = 0x0112  # the tag of EXIF
@@ -67,6 +69,8 @@ class Decoder:
     max_pixels: an image with more is not read. Decoding takes 7 bytes a pixel at its peak.
     big_pixels: images with more are decoded one at a time, over all processes of the machine that
       can lock this file, so that several large ones do not meet in memory.
+    least_side: 0 decodes every pixel. Else a JPEG is made smaller while it is decoded, by n/8, as
+      long as the root of its number of pixels stays at least this, which takes simplejpeg.
 
   Raises:
     ValueError: settings that mean nothing.
@@ -76,6 +80,7 @@ class Decoder:
   depth: Literal["high_byte", "range"] | int = "high_byte"
   max_pixels: int = 2**28
   big_pixels: int = 2**26
+  least_side: float = 0.0
 
   def __post_init__(self):
     if isinstance(self.depth, str) and self.depth.isdecimal():
@@ -98,14 +103,25 @@ class Decoder:
     """The pixels of an encoded image, uint8 [H, W, 3].
 
     Args:
-      data: the encoded bytes, or the path of a file.
+      data: the encoded bytes, the path of a file, or an image of a source, which its own decoder
+        reads.
       name: of the image, for the error.
 
     Raises:
       DamagedImage: it cannot be read, or is larger than `max_pixels`.
       MemoryError, OSError: the machine has no memory or file handle left.
     """
+    if isinstance(data, Stored):
+      return data.read()
     try:
+      if not isinstance(data, bytes):
+        with open(data, "rb") as file:
+          # A file that is no JPEG is not read twice.
+          data = file.read() if file.read(3) == b"\xff\xd8\xff" and not file.seek(0) else data
+      if isinstance(data, bytes):
+        pixels = jpeg.pixels(data, min(self.max_pixels, self.big_pixels), self.least_side)
+        if pixels is not None:
+          return pixels
       with io.BytesIO(data) if isinstance(data, bytes) else open(data, "rb") as file:
         try:
           return self._read(file)

@@ -58,7 +58,8 @@ class Preprocess:
 
     Args:
       image: uint8 [H, W, 3] or [B, H, W, 3] in RGB, a Pillow image of any mode, or the path of a
-        file. Files and Pillow images are turned upright by their EXIF orientation alike.
+        file, or an image of a source (`Stored`). Files and Pillow images are turned upright by
+        their EXIF orientation alike.
 
     Returns:
       float32 [h, w, 3] or [B, h, w, 3].

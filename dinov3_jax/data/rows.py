@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import safe_open
 
+from dinov3_jax.data.durable import sync
+
 log = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 10  # of work that a kill may cost
@@ -177,7 +179,7 @@ class Rows:
         file.flush()
         os.fsync(file.fileno())
     if self._made:
-      _sync_folder(self._folder)
+      sync(self._folder)
       self._made = False
     text = json.dumps(dict(job=self._job, done=done, rows=rows, damaged=self.damaged,
                            shapes=self._shapes if rows else {}, placed=self._placed))
@@ -185,7 +187,7 @@ class Rows:
       file.write(text.encode())
     with _writing(self._folder / STATE, len(text)):
       (self._folder / NEW).replace(self._folder / STATE)
-      _sync_folder(self._folder)
+      sync(self._folder)
     self._committed = time.monotonic()
 
   def finish(self, names: Sequence[str]):
@@ -268,7 +270,7 @@ class Rows:
           raise _taken(path) from None
         with _writing(path, 0):
           (self._folder / name).rename(path)
-    _sync_folder(pieces[-1][1].parent)
+    sync(pieces[-1][1].parent)
 
   def _clear(self):
     """Deletes the folder, the state last: until then it says what has been placed."""
@@ -354,17 +356,6 @@ def _taken(path: pathlib.Path) -> FileExistsError:
 
 def _amount(size: int) -> str:
   return f"{size / 1e6:,.1f} MB" if size >= 10**6 else f"{size / 1e3:.0f} kB"
-
-
-def _sync_folder(folder: pathlib.Path):
-  """Makes sure that names given in a folder survive a power cut."""
-  if os.name == "nt":
-    return  # folders cannot be opened there
-  file = os.open(folder, os.O_RDONLY)
-  try:
-    os.fsync(file)
-  finally:
-    os.close(file)
 
 
 def names_of(path: pathlib.Path) -> pathlib.Path:

@@ -18,15 +18,22 @@ def free() -> int | None:
   return found.f_bavail * found.f_frsize
 
 
-def own(array: np.ndarray) -> np.ndarray:
+def own(array: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
   """An array in memory of this process.
 
   Where it came through shared memory, that is freed now. Grain would do so once the array is
   garbage, which at the end of a program is too late: Python's resource tracker calls it leaked.
+
+  Args:
+    array: any.
+    into: of its shape, to be filled and returned; None: the array itself, or a new one.
   """
-  if not isinstance(array, SharedMemoryArray):
-    return array
-  copy = np.array(array, subok=False)
+  shared = isinstance(array, SharedMemoryArray)
+  if into is not None:
+    into[...] = array
+  if not shared:
+    return array if into is None else into
+  copy = np.array(array, subok=False) if into is None else into
   array.shm.unlink()
   array._unlink_on_del = False
   return copy

@@ -1,17 +1,24 @@
 """A backbone from anybody's weights, together with what its images need."""
 
+import os
+from typing import TYPE_CHECKING
+
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import AxisType
 
 from dinov3_jax.data.preprocess import Preprocess, preprocess
 from dinov3_jax.models.variants import channels, variant
 from dinov3_jax.weights import loading
 
+if TYPE_CHECKING:
+  from dinov3_jax.text.model import DinoText
 
-def open_model(weights: str, name: str | None = None, size: int | tuple[int, int] | None = None,
-               dtype: str | None = None, mesh: jax.sharding.Mesh | None = None
-               ) -> tuple[nnx.Module, Preprocess]:
+
+def open_model(weights: str | os.PathLike, name: str | None = None,
+               size: int | tuple[int, int] | None = None, dtype: str | None = None,
+               mesh: jax.sharding.Mesh | None = None) -> tuple[nnx.Module, Preprocess]:
   """A model, and what its images must go through.
 
   Args:
@@ -47,6 +54,21 @@ def open_model(weights: str, name: str | None = None, size: int | tuple[int, int
     raise ValueError(f"a size of {wrong[0]} is no whole number of the model's patches of {patch}: "
                      f"take {' or '.join(map(str, near))}")
   return model, prepare
+
+
+def open_on_all_devices(weights: str | os.PathLike, name: str | None = None,
+                        size: int | tuple[int, int] | None = None, dtype: str | None = None,
+                        text: bool = False) -> "tuple[nnx.Module | DinoText, Preprocess]":
+  """`open_model`, or with `text` a dino.txt, with a copy on every device of this process."""
+  devices = jax.local_devices()
+  mesh = None if len(devices) == 1 else jax.make_mesh(
+      (len(devices), 1, 1), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
+  if text:
+    from dinov3_jax.text.loading import load_text  # not needed by those who evaluate images alone
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    model = load_text(weights, dtype=dtype, mesh=mesh)
+    return model, model.preprocess
+  return open_model(weights, name, size, dtype, mesh)
 
 
 def patch_side(model: nnx.Module) -> int:

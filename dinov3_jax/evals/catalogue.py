@@ -12,11 +12,13 @@ class Task:
     group: of the list of tasks.
     place: module in `dinov3_jax.evals.tasks`, and function.
     layout: the folder that it wants.
+    text: whether it takes a model of text, as `dinov3_jax.load_text` returns, for a backbone.
   """
 
   group: str
   place: str
   layout: str
+  text: bool = False
 
   def __call__(self, session):
     module, function = self.place.split(":")
@@ -47,4 +49,8 @@ TASKS = {
   "amstertime": Task("retrieval", "instances:amstertime", "new/0000.png and old/0000.jpg"),
   "pca": Task("pictures", "pictures:pca", "a folder of images, or of videos"),
   "foreground": Task("pictures", "pictures:foreground", "images/NAME.jpg and labels/NAME.png"),
+  "zeroshot": Task("text", "zeroshot:run", "val/CLASS/*.jpg, ImageNet's or any", text=True),
+  "retrieval_text": Task("text", "retrieval_text:run",
+                         "COCO or Flickr30k with dataset_*.json, or COCO's annotations", text=True),
+  "segmentation_text": Task("text", "segmentation_text:run", "as segmentation", text=True),
 }

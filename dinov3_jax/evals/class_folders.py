@@ -1,4 +1,4 @@
-"""Data sets with a folder for each class."""
+"""Data sets with a folder for each class, or sources with labels."""
 
 import os
 import pathlib
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dinov3_jax.data.walk import images_below
+from dinov3_jax.data.sources import open_source
+from dinov3_jax.data.stored import Stored
+from dinov3_jax.data.walk import images_below, printable
 from dinov3_jax.evals.session import LayoutError
 
 LAYOUT = "a folder for each class in train/ and in val/ (or test/)"
@@ -46,3 +48,28 @@ def images_of(folder: pathlib.Path, classes: Sequence[str], others: bool = False
     paths += found
     labels += [classes.index(name)] * len(found)
   return paths, np.array(labels)
+
+
+def images_of_source(spec: str, split: str, classes: Sequence[str] | None
+                     ) -> tuple[list[Stored], np.ndarray, list[str]]:
+  """The labelled images of a split of a source (see `open_source`), their classes, and the names of
+  these.
+
+  Args:
+    spec, split: of the source.
+    classes: that there must be; None for whatever there is.
+
+  Raises:
+    LayoutError: it has no such split, no labels, or other classes.
+  """
+  try:
+    source = open_source(spec, split)
+  except ValueError as error:
+    raise LayoutError(str(error)) from error
+  if source.classes is None or source.labels is None:
+    raise LayoutError(f"{printable(spec)} has no labels for its split {split}")
+  if classes is not None and list(classes) != list(source.classes):
+    raise LayoutError(f"{printable(spec)} has other classes in its split {split}")
+  chosen = np.flatnonzero(np.asarray(source.labels) >= 0)
+  return ([Stored.of(spec, source, int(i)) for i in chosen], np.asarray(source.labels)[chosen],
+          list(source.classes))

@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from PIL import Image
 from rich.console import Console
 from rich.progress import (
   BarColumn,
@@ -33,6 +34,7 @@ from dinov3_jax.data.lock import FolderLock
 from dinov3_jax.data.preprocess import Preprocess
 from dinov3_jax.data.rows import HEADER_BYTES, Rows, is_ours, names_of
 from dinov3_jax.data.sources import DamagedImage
+from dinov3_jax.data.stored import Stored
 from dinov3_jax.data.walk import printable
 from dinov3_jax.evals.backbone import patch_side
 from dinov3_jax.models.partition import DATA_AXES
@@ -56,7 +58,7 @@ def extract(images: Sequence[str], out: str | os.PathLike, model: nnx.Module, pr
   Going on, it reads images again that were damaged, or that have changed on the disk since.
 
   Args:
-    images: paths.
+    images: paths, or images of sources (`Stored`).
     out: a new file, .safetensors or .npy.
     model, prepare: as from `open_model`. The work is shared by the devices that the model is on.
     tokens: "cls", "patches" (as a grid), or "all", which takes a .safetensors.
@@ -127,6 +129,43 @@ def extract(images: Sequence[str], out: str | os.PathLike, model: nnx.Module, pr
   return {names[i]: reason for i, reason in sorted(rows.damaged.items())}
 
 
+def of_pictures(pictures: Sequence[np.ndarray | Image.Image], model: nnx.Module,
+                prepare: Preprocess, *, tokens: str = "cls", batch_size: int = 32,
+                dtype: str = "float32") -> dict[str, np.ndarray]:
+  """The features of pictures that are in memory: those that `extract` writes for their files.
+
+  Args:
+    pictures: uint8 [H, W, 3], each of any size, or Pillow's.
+    model, prepare, tokens, batch_size, dtype: as for `extract`.
+
+  Raises:
+    ValueError: there are none, or one that `prepare` refuses.
+  """
+  if not len(pictures):
+    raise ValueError("there are no images to take features of")
+  if batch_size < 1:
+    raise ValueError("batch_size must be at least 1")
+  grid = [side // patch_side(model) for side in np.broadcast_to(prepare.size, 2).tolist()]
+  place, shards = _layout(model)
+  batch_size = -(-min(batch_size, len(pictures)) // shards) * shards
+
+  def compute(chosen):
+    batch = np.zeros((batch_size, *np.broadcast_to(prepare.size, 2), 3), np.float32)
+    for i, picture in enumerate(chosen):
+      batch[i] = prepare(picture)
+    found = model(jax.device_put(batch, place))
+    return {key: found[key] for key in TOKENS[tokens]}, len(chosen)
+
+  parts = [
+    {key: np.asarray(x)[:count].astype(dtype) for key, x in arrays.items()}
+    for arrays, count in _one_ahead(compute(pictures[i:i + batch_size])
+                                    for i in range(0, len(pictures), batch_size))]
+  arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+  if "patches" in arrays:
+    arrays["patches"] = arrays["patches"].reshape(len(pictures), *grid, -1)
+  return arrays
+
+
 def partial_of(out: pathlib.Path) -> pathlib.Path:
   """The folder that holds the beginning of a file."""
   return out.with_name(out.name + ".partial")
@@ -167,6 +206,8 @@ def _left(images: Sequence[str], rows: Rows) -> list[int]:
 
 def _mark(path: str) -> tuple[int, int]:
   """What tells whether a file has changed: bytes and nanoseconds; (-1, -1) if it is not there."""
+  if isinstance(path, Stored):
+    return path.mark()
   try:
     stat = os.stat(path)
   except OSError:

@@ -21,6 +21,7 @@ from dinov3_jax.data.crops import resize
 from dinov3_jax.data.decode import decode
 from dinov3_jax.data.preprocess import Preprocess
 from dinov3_jax.data.rows import read
+from dinov3_jax.data.stored import Stored
 from dinov3_jax.data.walk import printable
 from dinov3_jax.evals.backbone import patch_side
 from dinov3_jax.evals.extraction import Stopped, bar, extract, fingerprint
@@ -56,7 +57,7 @@ class Session:
   """A model at work on a folder of data.
 
   Attributes:
-    model, prepare: as from `open_model`.
+    model, prepare: as from `open_model`; for tasks of text a `DinoText` and its `preprocess`.
     data: the folder, laid out as people download it.
     cache: a folder for features, which later runs use again.
     size: of images in pixels, instead of the task's own; None: the task's.
@@ -87,7 +88,7 @@ class Session:
   @functools.cached_property
   def digest(self) -> str:
     """Tells this model from others."""
-    return fingerprint(self.model)
+    return self.model.digest if hasattr(self.model, "digest") else fingerprint(self.model)
 
   @functools.cached_property
   def patch(self) -> int:
@@ -241,6 +242,8 @@ def whole(side: float, patch: int) -> int:
 
 def mark(path: str | os.PathLike) -> tuple[int, int]:
   """What tells whether a file has changed: bytes and nanoseconds; (-1, -1) if it is not there."""
+  if isinstance(path, Stored):
+    return path.mark()
   try:
     stat = os.stat(path)
   except OSError:

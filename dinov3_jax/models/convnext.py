@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dinov3_jax.models.layers import LayerScale, Mlp, inference_dot, init, make_norm
+from dinov3_jax.models.layers import LayerScale, Mlp, init, make_norm
+from dinov3_jax.models.products import inference_dot
 from dinov3_jax.models.vit import REMAT, check_images
 
 STRIDE = 32  # of the last stage: the image's pixels along a patch
@@ -201,9 +202,8 @@ class ConvNeXt(nnx.Module):
                for crops, k in zip((global_crops, local_crops), keys)]
     return outputs[0], outputs[1]
 
-  def _stages(self, images, key=None, remat="none", last=3, dot=jax.lax.dot_general
-              ) -> list[jax.Array]:
-    """The map after each stage up to `last`; `dot` computes the blocks' matrix products."""
+  def _stages(self, images, key=None, remat="none", last=3, dot=None) -> list[jax.Array]:
+    """The map after each stage up to `last`; `dot` takes the place of the blocks' own product."""
     if remat not in REMAT:
       raise ValueError(f"train.remat must be one of {', '.join(REMAT)}, not {remat!r}")
     x = images.astype(self.downsample["0"].conv.kernel.dtype)
@@ -219,7 +219,8 @@ class ConvNeXt(nnx.Module):
       def body(x, layer, graphdef=graphdef):
         params, keep = layer
         block = nnx.merge(graphdef, params)
-        block.set_attributes(dot_general=dot)
+        if dot is not None:
+          block.set_attributes(dot_general=dot)
         return block(x, keep), None
 
       if remat != "none":

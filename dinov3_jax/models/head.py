@@ -26,10 +26,11 @@ class DINOHead(nnx.Module):
 
   def bottleneck(self, x: jax.Array) -> jax.Array:
     """[..., D] -> [..., bottleneck], of unit length."""
+    dtype = x.dtype
     for i in range(len(self.mlp)):
-      x = self.mlp[str(i)](x if i == 0 else gelu(x))
+      x = self.mlp[str(i)](x if i == 0 else gelu(x).astype(dtype))
     square = jnp.sum(jnp.square(x.astype(jnp.float32)), -1, keepdims=True)
-    return (x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(x.dtype)
+    return (x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(dtype)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., D] -> logits [..., prototypes]."""

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec as P
 
+from dinov3_jax.models.adapters import Adapter
 from dinov3_jax.models.partition import shard_keys
 from dinov3_jax.models.rope import rotate
 
@@ -90,43 +91,56 @@ class ConvStem(nnx.Module):
     x = x.astype(self.proj.kernel.dtype)
     for i in self.convs:
       x = gelu(self.norms[i](self.convs[i](x)))
-    return self.proj(x.reshape(x.shape[0], -1, x.shape[-1]))
+    return self.proj(x.reshape(x.shape[0], -1, x.shape[-1])).astype(x.dtype)
 
 
 class Attention(nnx.Module):
   """Multi-head self-attention with RoPE on the patch tokens.
 
-  With `mask_k_bias` the bias of the keys, which the softmax ignores anyway, counts as zero.
+  With `mask_k_bias` the bias of the keys, which the softmax ignores anyway, counts as zero. With
+  `causal` a token sees those before it and itself.
   """
 
   def __init__(self, width: int, num_heads: int, qkv_bias: bool, proj_bias: bool, mask_k_bias: bool,
-               *, rngs: nnx.Rngs):
-    self.num_heads = num_heads
+               adapter_rank: int = 0, causal: bool = False, *, rngs: nnx.Rngs):
+    self.num_heads, self.causal = num_heads, causal
     self.mask_k_bias = mask_k_bias and qkv_bias
     self.qkv = nnx.LinearGeneral(width, (3, width), use_bias=qkv_bias, kernel_init=init,
                                  dot_general=jax.lax.dot_general, rngs=rngs)
     self.proj = linear(width, width, proj_bias, rngs=rngs)
+    if adapter_rank:
+      self.qkv_adapter = Adapter(width, (3, width), adapter_rank, rngs=rngs)
+      self.proj_adapter = Adapter(width, (width,), adapter_rank, rngs=rngs)
+    self.adapted = adapter_rank > 0
 
-  def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """x [B, T, D], and the sine and cosine tables of its last N tokens -> [B, T, D]."""
+  def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+    """x [B, T, D], and the sine and cosine tables of its last N tokens, if any -> [B, T, D]."""
     b, t, d = x.shape
     # No flat [D, 3 D] here: it would mix what lies on different devices.
     qkv = self.qkv.dot_general(x, self.qkv.kernel[...], (((2,), (0,)), ((), ())))
     if self.qkv.bias is not None:
       bias = self.qkv.bias[...]
       qkv += bias.at[1].set(0) if self.mask_k_bias else bias
+    if self.adapted:
+      qkv += self.qkv_adapter(x)
     # Not by indices: their gradient is a sum of padded parts, that of a split joins the parts.
     q, k, v = (a.reshape(b, t, self.num_heads, -1) for a in jnp.split(qkv, 3, axis=2))
-    attend = attention if t < LONG else long_attention
-    y = attend(*(a.astype(x.dtype) for a in (rotate(q, *rope), rotate(k, *rope), v)))
-    return self.proj(y.reshape(b, t, d))
+    if rope is not None:
+      q, k = rotate(q, *rope), rotate(k, *rope)
+    if self.causal:
+      attend = functools.partial(attention, causal=True)
+    else:
+      attend = attention if t < LONG else long_attention
+    y = attend(*(a.astype(x.dtype) for a in (q, k, v))).reshape(b, t, d)
+    return self.proj(y) + self.proj_adapter(y) if self.adapted else self.proj(y)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False) -> jax.Array:
   """softmax(q k^T / sqrt(d)) v of every head, with scores, softmax and sums in float32.
 
   Args:
     q, k, v: [B, T, heads, d].
+    causal: a token attends to none that come after it.
 
   Returns:
     [B, T, heads, d] of v's dtype.
@@ -136,6 +150,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
   scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32)
   scores *= q.shape[-1] ** -0.5
+  if causal:
+    scores = jnp.where(jnp.tri(q.shape[2], dtype=bool), scores, -jnp.inf)
   weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
   x = jnp.einsum("bhts,bhsd->bhtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
   x /= weights.sum(-1, keepdims=True)
@@ -181,23 +197,6 @@ def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool = 
   is_padding = (jnp.arange(tokens + padding) >= tokens).astype(jnp.int32)
   segments = splash_attention.SegmentIds(is_padding, is_padding)  # one does not see the other
   return jax.vmap(kernel, (0, 0, 0, None))(q, k, v, segments)[:, :, :tokens].swapaxes(1, 2)
-
-
-def inference_dot(lhs: jax.Array, rhs: jax.Array, dimensions, precision=None, **options
-                  ) -> jax.Array:
-  """`lax.dot_general` whose product of bfloat16 is in float32, for layers to round it when done.
-
-  On a CPU the factors, too, are in float32, which changes no product and is faster unless the CPU
-  has instructions for bfloat16. It is for forward passes alone; a rematerialisation policy would
-  not recognise it.
-  """
-  dot = functools.partial(jax.lax.dot_general, dimension_numbers=dimensions, precision=precision,
-                          **options)
-  if lhs.dtype != jnp.bfloat16:
-    return dot(lhs, rhs)
-  return jax.lax.platform_dependent(
-    lhs, rhs, cpu=lambda lhs, rhs: dot(lhs.astype(jnp.float32), rhs.astype(jnp.float32)),
-    default=lambda lhs, rhs: dot(lhs, rhs).astype(jnp.float32))
 
 
 class Mlp(nnx.Module):
@@ -280,17 +279,19 @@ class Block(nnx.Module):
 
   def __init__(self, *, width: int, num_heads: int, ffn: str, ffn_ratio: float, ffn_align: int,
                qkv_bias: bool, proj_bias: bool, ffn_bias: bool, mask_k_bias: bool, norm: str,
-               norm_eps: float, layerscale: float, rngs: nnx.Rngs):
+               norm_eps: float, layerscale: float, adapter_rank: int = 0, causal: bool = False,
+               rngs: nnx.Rngs):
     scale = lambda: LayerScale(width, layerscale) if layerscale else None
     self.norm1 = make_norm(norm, width, norm_eps, rngs=rngs)
-    self.attn = Attention(width, num_heads, qkv_bias, proj_bias, mask_k_bias, rngs=rngs)
+    self.attn = Attention(width, num_heads, qkv_bias, proj_bias, mask_k_bias, adapter_rank, causal,
+                          rngs=rngs)
     self.ls1 = scale()
     self.norm2 = make_norm(norm, width, norm_eps, rngs=rngs)
     self.mlp = make_ffn(ffn, width, ffn_ratio, ffn_align, ffn_bias, rngs=rngs)
     self.ls2 = scale()
 
-  def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], *, drop_path: float = 0.0,
-               key: jax.Array | None = None, shards: int = 1) -> jax.Array:
+  def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array] | None = None, *,
+               drop_path: float = 0.0, key: jax.Array | None = None, shards: int = 1) -> jax.Array:
     """x [B, T, D] -> [B, T, D]; `key` draws the rows that stochastic depth keeps."""
     keys = (None, None) if key is None else jax.random.split(key)
     ls1, ls2 = self.ls1 or (lambda x: x), self.ls2 or (lambda x: x)

@@ -9,6 +9,7 @@ from typing import Any
 from flax import nnx
 
 from dinov3_jax.models.convnext import STRIDE, ConvNeXt
+from dinov3_jax.models.foreign import Foreign
 from dinov3_jax.models.layers import hidden_width
 from dinov3_jax.models.rope import Rope
 from dinov3_jax.models.vit import VisionTransformer
@@ -101,8 +102,11 @@ def variant(name: str) -> Variant:
   return VARIANTS[name]
 
 
-def build(settings: Mapping[str, Any], *, rngs: nnx.Rngs) -> VisionTransformer | ConvNeXt:
-  """The network with the given arguments: a ConvNeXt if they name `depths`, else a ViT."""
+def build(settings: Mapping[str, Any], *, rngs: nnx.Rngs) -> VisionTransformer | ConvNeXt | Foreign:
+  """The network with the given arguments: a ConvNeXt if they name `depths`, somebody else's network
+  if they name a `callable`, else a ViT."""
+  if "callable" in settings:
+    return Foreign(**settings, rngs=rngs)
   return (ConvNeXt if "depths" in settings else VisionTransformer)(**settings, rngs=rngs)
 
 
@@ -152,7 +156,8 @@ def channels(model: VisionTransformer | ConvNeXt) -> int:
 
 
 # What no trained model shows: initial values, and what only training uses.
-UNSEEN = {"self", "rngs", "layerscale", "drop_path", "untie_global_and_local_cls_norm"}
+UNSEEN = {"self", "rngs", "layerscale", "drop_path", "untie_global_and_local_cls_norm",
+          "adapter_rank"}
 UNSEEN_ROPE = {"shift", "jitter", "rescale", "dtype"}
 
 
@@ -167,6 +172,8 @@ def _traits(settings):
   if "depths" in settings:
     return dict(depths=tuple(settings["depths"]), dims=tuple(settings["dims"]),
                 in_channels=settings.get("in_channels", 3))
+  if "callable" in settings:
+    return dict(callable=settings["callable"])
   defaults = {name: p.default for name, p in
               inspect.signature(VisionTransformer.__init__).parameters.items()}
   s = defaults | dict(settings)

@@ -11,7 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from dinov3_jax.models import partition
-from dinov3_jax.models.layers import Block, ConvStem, PatchEmbed, inference_dot, init, make_norm
+from dinov3_jax.models.layers import Block, ConvStem, PatchEmbed, init, make_norm
+from dinov3_jax.models.products import inference_dot
 from dinov3_jax.models.rope import Rope
 
 # What a block may keep for its backward pass; the rest is computed again.
@@ -39,8 +40,8 @@ class VisionTransformer(nnx.Module):
                ffn_bias: bool = True, mask_k_bias: bool = False, norm: str = "layernorm",
                norm_eps: float = 1e-6, layerscale: float = 1e-5, drop_path: float = 0.0,
                storage_tokens: int = 0, untie_cls_and_patch_norms: bool = False,
-               untie_global_and_local_cls_norm: bool = False, rope: dict | None = None,
-               rngs: nnx.Rngs):
+               untie_global_and_local_cls_norm: bool = False, adapter_rank: int = 0,
+               rope: dict | None = None, rngs: nnx.Rngs):
     if width % num_heads:
       raise ValueError(f"model.width {width} is not a multiple of model.num_heads {num_heads}")
     self.patch_size = patch_size
@@ -63,7 +64,7 @@ class VisionTransformer(nnx.Module):
       return Block(width=width, num_heads=num_heads, ffn=ffn, ffn_ratio=ffn_ratio,
                    ffn_align=ffn_align, qkv_bias=qkv_bias, proj_bias=proj_bias, ffn_bias=ffn_bias,
                    mask_k_bias=mask_k_bias, norm=norm, norm_eps=norm_eps, layerscale=layerscale,
-                   rngs=rngs)
+                   adapter_rank=adapter_rank, rngs=rngs)
 
     self.blocks = make_blocks(rngs)
     make = lambda: make_norm(norm, width, norm_eps, rngs=rngs)

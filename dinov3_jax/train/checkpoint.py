@@ -9,7 +9,6 @@ import json
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
@@ -30,13 +29,13 @@ from dinov3_jax.weights.native import (
   stored_settings,
 )
 
-__all__ = ["FOLDER", "DamagedCheckpoint", "Writer", "changes", "check", "check_start", "latest",
-           "locate", "newest_first", "restore", "restore_teacher", "start", "stored_config",
-           "stored_position"]
+__all__ = ["FOLDER", "DamagedCheckpoint", "Writer", "changes", "check", "latest", "locate",
+           "newest_first", "restore", "restore_teacher", "stored_config", "stored_position"]
 
 # Settings that make another network of parameters of the same shapes.
-UNSEEN_IN_SHAPES = ("num_heads", "ffn", "norm", "norm_eps", "rope.base", "rope.min_period",
-                    "rope.max_period", "rope.normalize")
+UNSEEN_IN_SHAPES = ("model.num_heads", "model.ffn", "model.norm", "model.norm_eps",
+                    "model.rope.base", "model.rope.min_period", "model.rope.max_period",
+                    "model.rope.normalize", "text.num_heads")
 # Settings that decide the shapes.
 SHAPING = ("model.", "gram.teacher", *(f"{head}.{key}:" for head in ("dino", "ibot") for key in
                                        ("prototypes", "hidden", "bottleneck", "layers")))
@@ -90,39 +89,6 @@ def restore(folder: epath.Path, abstract_state: TrainState, verify: bool = True)
   return read_arrays(folder, abstract_state, verify)
 
 
-def check_start(config: ConfigDict, abstract_state: TrainState):
-  """Says whether the runs that `init_from` and `gram.init_from` name can start this one.
-
-  Raises:
-    FileNotFoundError: if one of them has no checkpoint.
-    ValueError: naming the first parameters, or the setting, that differ.
-  """
-  for name, path, wanted in _starts(config, abstract_state):
-    folder = locate(path)
-    advice = f"take the same model and heads, or another config.{name}"
-    _check_arrays(folder, _stored_teacher(folder, wanted), wanted, advice)
-    _check_model(folder, config, advice)
-
-
-def start(config: ConfigDict, state: TrainState) -> TrainState:
-  """The state of a run that begins with another one's teacher.
-
-  That teacher, heads included, becomes student and teacher, and its backbone the Gram teacher,
-  unless `gram.init_from` names another run for that. Moments and step stay those of a fresh state.
-  """
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-  for name, path, wanted in _starts(config, abstract):
-    teacher, _ = restore_teacher(path, wanted)
-    if name == "init_from":
-      # Of its own memory each, or the step could not reuse that of the state it replaces.
-      state = state.replace(student=jax.tree.map(jnp.copy, teacher), teacher=teacher)
-    if state.gram_teacher is not None:
-      gram = jax.tree.map(jnp.copy, teacher["backbone"])
-      state = state.replace(gram_teacher={"backbone": gram})
-  return state
-
-
 def restore_teacher(path: epath.PathLike, abstract_teacher: Params | None = None
                     ) -> tuple[Params, ConfigDict]:
   """Reads the teacher alone from a checkpoint, and the settings it was trained with.
@@ -149,16 +115,6 @@ def restore_teacher(path: epath.PathLike, abstract_teacher: Params | None = None
   return read_arrays(folder, {"teacher": abstract_teacher})["teacher"], stored_config(folder)
 
 
-def _starts(config: ConfigDict, state: TrainState) -> list[tuple[str, str, Params]]:
-  """(setting, path, what is read from there) of every run that this one starts from."""
-  starts = []
-  if config.init_from:
-    starts.append(("init_from", config.init_from, state.teacher))
-  if config.gram.init_from and state.gram_teacher is not None:
-    starts.append(("gram.init_from", config.gram.init_from, state.gram_teacher))
-  return starts
-
-
 def _stored_teacher(folder: epath.Path, wanted: Params | None) -> Params:
   stored = stored_arrays(folder)["teacher"]
   return {name: part for name, part in stored.items() if wanted is None or name in wanted}
@@ -182,13 +138,15 @@ def _check_arrays(folder: epath.Path, stored: Any, wanted: Any, advice: str):
 
 
 def _check_model(folder: epath.Path, config: ConfigDict, advice: str):
-  stored = stored_config(folder).model
-  if "depths" in config.model:
-    return  # shapes say all of a ConvNeXt
-  for path in UNSEEN_IN_SHAPES:
-    there, here = stored, config.model
+  stored = stored_config(folder)
+  foreign = "callable" in config.get("model", {})
+  for path in ("model.callable", "model.digest") if foreign else UNSEEN_IN_SHAPES:
+    section = path.split(".")[0]
+    if section not in config or "depths" in config[section]:
+      continue  # shapes say all of a ConvNeXt
+    there, here = stored, config
     for key in path.split("."):
       there, here = there[key], here[key]
     if there != here:
-      raise ValueError(f"the checkpoint {folder} was trained with model.{path} = {there!r}, this "
+      raise ValueError(f"the checkpoint {folder} was trained with {path} = {there!r}, this "
                        f"config has {here!r}: {advice}")

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
+from dinov3_jax.costs.flops import CHIPS, StepFlops
 from dinov3_jax.train import checkpoint, hooks
-from dinov3_jax.train.flops import CHIPS, StepFlops
+from dinov3_jax.train.best import Best
 from dinov3_jax.train.inputs import Batch
 from dinov3_jax.train.prepare import Run
 from dinov3_jax.train.stability import Stability
@@ -29,13 +30,15 @@ class Course:
   """
 
   def __init__(self, run: Run, state: TrainState, watching: Watching, writer: Writer,
-               stability: Stability):
+               stability: Stability, best: Best | None = None):
     self.run, self.state, self.step = run, state, run.start
     self.watching, self.writer, self.stability = watching, writer, stability
+    self._best = best
     self.interval = make_interval(run.config)
     self.saving_is_due = False
     self._metrics, self._values = None, {}
-    watching.observe(run.start, state)  # of a restart, too, if it was killed before this was done
+    # Of a restart, too, if it was killed before this was done.
+    self._observe()
 
   @property
   def is_done(self) -> bool:
@@ -91,12 +94,19 @@ class Course:
       FloatingPointError: the run has ended far outside its past.
       OSError: with `checkpoint.on_error=stop`, a checkpoint cannot be written.
     """
-    every = self.run.config.checkpoint.every
-    self.saving_is_due |= self.step % every == 0 or timed or ending
+    config = self.run.config
+    self.saving_is_due |= self.step % config.checkpoint.every == 0 or timed or ending
+    if config.evals.best and config.evals.every:  # what is looked at may be the best
+      self.saving_is_due |= self.step % config.evals.every == 0
     self.writer.poll()
     if self.saving_is_due:
       self.saving_is_due = not self._save(position, ending)
-    self.watching.observe(self.step, self.state)
+    self._observe()
+
+  def _observe(self):
+    found = self.watching.observe(self.step, self.state)
+    if self._best is not None:
+      self._best(self.step, found)
 
   def save_at_once(self, position: Any):
     """Saves the last state unless that is done; for a signal that came late in a step."""

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from dinov3_jax.data.crops import center_crop
 from dinov3_jax.data.sources import DamagedImage, Source
+from dinov3_jax.data.sources.mixture import labelled
 from dinov3_jax.evals import pca
 from dinov3_jax.evals.knn import knn_accuracy
 from dinov3_jax.models.partition import DATA_AXES, local_spec
@@ -73,16 +74,19 @@ class Evaluation:
   """
 
   def __init__(self, config, workdir: epath.Path, mesh: Mesh, bank: Source, held_out: Source,
-               done: int | None = None):
+               done: int | None = None, prefix: str = ""):
     """Args:
       config: of the run.
       workdir: its folder.
       mesh: of the devices.
       bank, held_out: images.
       done: the step whose evaluation is known already, from before a restart.
+      prefix: of the metrics' names, and of the folder below `pictures`.
     """
+    self._prefix = prefix
     self._steps, self._evals, self._done = config.train.steps, config.evals, done
-    self._folder, self._bank, self._held_out = workdir / "pictures", bank, held_out
+    bank = labelled(bank)
+    self._folder, self._bank, self._held_out = workdir / "pictures" / prefix, bank, held_out
     self._labelled = bank.labels is not None and held_out.labels is not None
     if not self._labelled:
       without = "images" if bank.labels is None else "held-out images"
@@ -100,7 +104,7 @@ class Evaluation:
     backbone = state.teacher["backbone"]
     if self._labelled:
       accuracy = self.knn(lambda images: self.cls(backbone, images))
-      metrics |= {f"knn_{name}": value for name, value in accuracy.items()}
+      metrics |= {f"{self._prefix}knn_{name}": value for name, value in accuracy.items()}
     self._draw(backbone, self._folder / picture_name(step))
 
   def close(self):

@@ -12,13 +12,14 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dinov3_jax.costs.flops import StepFlops, crop_sides, flops_by_crops
 from dinov3_jax.data.pipeline import Pipeline
 from dinov3_jax.models.variants import stride
-from dinov3_jax.train import checkpoint, processes, sharding
+from dinov3_jax.train import checkpoint, origin, processes, sharding
 from dinov3_jax.train import prepare as one
 from dinov3_jax.train.checkpoint import DamagedCheckpoint
 from dinov3_jax.train.images import open_images
-from dinov3_jax.train.inputs import Batch, fetch, open_held_out, open_pipeline
+from dinov3_jax.train.inputs import Batch, fetch, open_general, open_held_out, open_pipeline
 from dinov3_jax.train.prepare import Run
 from dinov3_jax.train.settings import check_settings
 from dinov3_jax.train.state import Params
@@ -54,6 +55,15 @@ class Family:
   def with_targets(self, batch: Batch) -> Batch:
     """A batch with the targets that all students take."""
     return one.with_targets(batch, self.teacher, self.targets)
+
+  def flops(self, batch: Batch) -> StepFlops:
+    """The operations of a step of all students on a batch."""
+    return self._flops[crop_sides(batch)]
+
+  @functools.cached_property
+  def _flops(self) -> dict[tuple[int, int, int], StepFlops]:
+    return flops_by_crops([run.config for run in self.runs], sharding.data_shards(self.mesh),
+                          self.teacher.config)
 
   def position(self, position: Any) -> Any:
     """The position in the data stream, and who took it."""
@@ -154,17 +164,17 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
       with one.lock(folder):
         pass
 
-  held_out = open_held_out(shared)
+  held_out, general = open_held_out(shared), open_general(shared)
   runs = [Run(each, workdir / name, source, held_out, pipeline, mesh,
               sharding.abstract_state(mesh, functools.partial(one.init_state, each)), None, None,
-              None, []) for name, each in configs.items()]
+              None, [], general=general) for name, each in configs.items()]
   one.check_memory(mesh, shared, [run.abstract_state for run in runs], found)
   position = choose(runs)
   if position is not None:
     pipeline.set_state(position)
   for run in runs:
     if run.folder is None:
-      checkpoint.check_start(run.config, run.abstract_state)
+      origin.check(run.config, run.abstract_state)
   teacher, targets = one.read_teacher(found, shared, mesh, [run.folder for run in runs])
   first = fetch(pipeline, mesh)
   for run in runs:

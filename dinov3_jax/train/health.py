@@ -13,10 +13,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dinov3_jax.data.durable import write_bytes
 from dinov3_jax.data.sources import Source
 from dinov3_jax.evals.rankme import rankme
 from dinov3_jax.models.variants import stride
-from dinov3_jax.train.durable import write_bytes
 from dinov3_jax.train.evaluation import BATCH, make_forward, read_images
 from dinov3_jax.train.sharding import batch_sharding, data_shards, local_shards, place_batch
 from dinov3_jax.train.state import TrainState

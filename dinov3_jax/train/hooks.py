@@ -19,14 +19,14 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from dinov3_jax.train.flops import StepFlops
+from dinov3_jax.costs.flops import StepFlops
 from dinov3_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)
 
 # Known before the step runs: the last value says more than a mean.
 SCHEDULED = ("lr", "last_layer_lr", "weight_decay", "teacher_momentum", "teacher_temp",
-             "gram_weight")
+             "gram_weight", "backbone_ramp")
 
 
 class Hook(Protocol):
@@ -315,11 +315,16 @@ class LogLine:
       parts += [f"waiting for data {metrics['data_wait']:.0%}", f"{left} left"]
     if metrics.get("skipped"):
       parts.append(f"{metrics['skipped']} skipped")
-    parts += [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("knn")]
+    parts += [f"{name} {value:.4f}" for name, value in metrics.items() if is_accuracy(name)]
     return "  ".join(parts)
 
   def close(self):
     pass
+
+
+def is_accuracy(name: str) -> bool:
+  """Whether a metric is what an evaluation found, of whichever source, and worth a glance."""
+  return name.rpartition("/")[2].startswith("knn")
 
 
 class ProgressBar(LogLine):
@@ -338,7 +343,7 @@ class ProgressBar(LogLine):
     self._progress.console.show_cursor(True)  # a killed process must not leave a terminal without
 
   def __call__(self, step: int, state: TrainState, metrics: dict[str, float]):
-    if any(name.startswith("knn") for name in metrics):  # rare, and worth a line that stays
+    if any(map(is_accuracy, metrics)):  # rare, and worth a line that stays
       self._progress.console.print(f"step {step}  {self.describe(step, metrics)}", highlight=False)
     else:
       self._text = self.describe(step, metrics) or self._text
@@ -348,6 +353,9 @@ class ProgressBar(LogLine):
     self._progress.stop()
 
 
-def progress(steps: int, images: int, start: int) -> Hook:
-  """A bar where there is a terminal to draw it on, plain lines elsewhere."""
+def progress(steps: int, images: int, start: int, workdir: epath.PathLike) -> Hook:
+  """A figure in a notebook, a bar where there is a terminal to draw it on, else plain lines."""
+  from dinov3_jax.train import notebook  # which has hooks of this module
+  if notebook.is_here():
+    return notebook.LiveFigure(steps, images, start, workdir)
   return ProgressBar(steps, images, start) if sys.stdout.isatty() else LogLine(steps, images)

@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dinov3_jax.data import device_colors
 from dinov3_jax.data.crops import MultiCrop
 from dinov3_jax.data.pipeline import Pipeline, make_pipeline
 from dinov3_jax.data.sources import Source
@@ -30,6 +31,36 @@ def open_held_out(config: ConfigDict) -> Source | None:
     return None
 
 
+def open_general(config: ConfigDict) -> tuple[Source, Source] | None:
+  """The second source that evaluations see, its training and its held-out images; None without.
+
+  Raises:
+    ValueError, OSError: it cannot be opened; it was asked for, so that no run should start without.
+  """
+  if not config.evals.general:
+    return None
+  config = config.copy_and_resolve_references()
+  config.data.source, config.data.sources = config.evals.general, ConfigDict()
+  try:
+    return open_images(config, "train"), open_images(config, "val")
+  except (ValueError, OSError) as error:
+    raise type(error)(f"evals.general={config.evals.general}: {error}") from error
+
+
+def make_multi_crops(config: ConfigDict) -> list[MultiCrop]:
+  """What cuts the crops of an image, for each resolution.
+
+  Raises:
+    ValueError: sizes or settings that do not fit together.
+  """
+  crops = config.crops
+  shared = ("locals", "global_scale", "local_scale", "horizontal_flip", "color_strength",
+            "share_color_jitter", "locals_from_globals", "gram_distortions")
+  return [MultiCrop(*sizes, patch_size=stride(config.model), colors=config.data.colors,
+                    resizer=config.data.resizer, **{key: crops[key] for key in shared})
+          for sizes in zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes)]
+
+
 def open_pipeline(config: ConfigDict, source: Source, mesh: Mesh) -> Pipeline:
   """The stream of batches that the config describes, of them this process's share.
 
@@ -42,18 +73,17 @@ def open_pipeline(config: ConfigDict, source: Source, mesh: Mesh) -> Pipeline:
   shards = sharding.data_shards(mesh)
   sharding.check_parts(config.train.batch_size, shards, parts)
   local = [shard * parts + part for shard in sharding.local_shards(mesh) for part in range(parts)]
-  shared = ("locals", "global_scale", "local_scale", "horizontal_flip", "color_strength",
-            "share_color_jitter", "locals_from_globals", "gram_distortions")
-  multi_crops = [
-    MultiCrop(*sizes, patch_size=stride(config.model), **{key: crops[key] for key in shared})
-    for sizes in zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes)]
   return make_pipeline(
-    source, multi_crops, crops.size_weights, config.train.batch_size,
+    source, make_multi_crops(config), crops.size_weights, config.train.batch_size,
     shards=shards * parts, local_shards=local, seed=config.seed, workers=config.data.workers,
     mask_probability=masks.probability, mask_ratio=masks.ratio,
     mask_circular_shift=masks.circular_shift, max_damaged=config.data.max_damaged)
 
 
 def fetch(pipeline: Pipeline, mesh: Mesh) -> tuple[Batch, Any]:
-  """The next batch, on its way to the devices, and the pipeline's position after it."""
-  return sharding.place_batch(next(pipeline), mesh), pipeline.get_state()
+  """The next batch, on its way to the devices, and the pipeline's position after it.
+
+  With `data.colors="device"`, the devices distort its crops now, before anything else sees them.
+  """
+  batch = sharding.place_batch(next(pipeline), mesh)
+  return device_colors.distort_batch(batch), pipeline.get_state()

@@ -1,34 +1,34 @@
 """The host side of training: batches in, steps, what happens beside them, and a clean end."""
 
 import contextlib
-import functools
 import json
 import logging
 import signal
 import time
+from collections.abc import Callable
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from dinov3_jax import console, signals
-from dinov3_jax.train import checkpoint, compiler, processes, sharding
+from dinov3_jax.data.durable import write_text
+from dinov3_jax.train import checkpoint, compiler, processes
+from dinov3_jax.train.best import Best
 from dinov3_jax.train.course import Course, Pause
-from dinov3_jax.train.durable import write_text
 from dinov3_jax.train.family import Family, prepare
-from dinov3_jax.train.flops import flops_by_crops
 from dinov3_jax.train.inputs import fetch
 from dinov3_jax.train.prepare import Run, lock, restore
 from dinov3_jax.train.stability import Stability
-from dinov3_jax.train.state import TrainState, init_state
+from dinov3_jax.train.state import TrainState
 from dinov3_jax.train.watching import make_watching
 from dinov3_jax.train.writer import Writer
 
 log = logging.getLogger(__name__)
 
 
-def train(config: ConfigDict, workdir: epath.PathLike, profile: int = 0
-          ) -> TrainState | dict[str, TrainState]:
+def train(config: ConfigDict, workdir: epath.PathLike, profile: int = 0,
+          prepare: Callable[..., Run | Family] = prepare) -> TrainState | dict[str, TrainState]:
   """Trains, or goes on where the run in `workdir` left off, and returns what `run` returns.
 
   Where nobody has set up logging, progress is printed; compiled programs are kept in a cache.
@@ -37,6 +37,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, profile: int = 0
     config: the settings.
     workdir: the run's folder; `~` is one's home.
     profile: the first step to trace; 0: none.
+    prepare: what makes a run of these; by default it pretrains or distils.
 
   Raises:
     ValueError, OSError, TooManyDamaged: from `prepare`; OSError, TooManyDamaged and
@@ -90,7 +91,8 @@ def run(run: Run | Family) -> TrainState | dict[str, TrainState]:
 def start(run: Run, stack: contextlib.ExitStack) -> Course:
   """A run at its first step, or where it was stopped."""
   state = first_state(run)
-  describe(run)
+  log.info("%s, batch %d, on %d x %s", run.describe(), run.config.train.batch_size,
+           jax.device_count(), jax.devices()[0].device_kind)
   watching, past = make_watching(run)
   stack.enter_context(contextlib.closing(watching))
   if jax.process_index() == 0:
@@ -99,21 +101,19 @@ def start(run: Run, stack: contextlib.ExitStack) -> Course:
   writer = stack.enter_context(Writer(
     run.workdir, settings.keep, settings.keep_every, verify=settings.verify,
     stop_on_error=settings.on_error == "stop"))
-  return Course(run, state, watching, writer, Stability(run.config.train.max_skipped_steps, past))
+  return Course(run, state, watching, writer, Stability(run.config.train.max_skipped_steps, past),
+                Best(run.config.evals.best, run.workdir, writer, past))
 
 
 def steps(run: Run | Family, courses: list[Course], stop: signals.Noted, born: float
           ) -> Exception | None:
   """All steps, each of them one of every course on the same batch; what ended them early, if so."""
   clock = time.perf_counter
-  flops = flops_by_crops([course.run.config for course in courses],
-                         sharding.data_shards(run.mesh), run.teacher and run.teacher.config)
   failure, is_first = None, True
   (batch, position), run.first = run.first, None
   active = [course for course in courses if not course.is_done]
   while active and failure is None and not run.stopped:
-    sides = tuple(batch[name].shape[2] if name in batch else 0
-                  for name in ("global_crops", "local_crops", "gram_crops"))
+    flops = run.flops(batch)
     batch = run.with_targets(batch)
     for course in active:
       course.take_step(batch)
@@ -127,7 +127,7 @@ def steps(run: Run | Family, courses: list[Course], stop: signals.Noted, born: f
     broken = {}
     for course in active:
       with noted(course, broken):
-        course.look(waited, flops[sides])
+        course.look(waited, flops)
     if is_first:
       for course in active:
         course.wait()
@@ -203,28 +203,15 @@ def tell_end(course: Course, stopped: int, failure: Exception | None):
     log.info("%s has its %d steps", course.run.workdir, course.step)
 
 
-def describe(run: Run):
-  """Logs what is about to be trained, on what."""
-  count = sum(x.size for x in jax.tree.leaves(run.abstract_state.student["backbone"]))
-  device = jax.devices()[0].device_kind
-  classes = f" of {len(run.source.classes):,} classes" if run.source.classes else ""
-  held_out = f" ({len(run.held_out):,} held out)" if run.held_out is not None else ""
-  log.info("a backbone of %s parameters on %s images%s%s, batch %d, on %d x %s", f"{count:,}",
-           f"{len(run.source):,}", classes, held_out, run.config.train.batch_size,
-           jax.device_count(), device)
-
-
 def first_state(run: Run) -> TrainState:
-  """The state to go on from: restored, or fresh with every array born on its own shard."""
+  """The state to go on from: restored, or fresh."""
   if run.folder is not None:
     state, run.restored = restore(run) if run.restored is None else run.restored, None
     log.info("going on from %s", run.folder)
     for change in checkpoint.changes(run.folder, run.config):
       log.info("changed since then: %s", change)
     return state
-  layout = jax.tree.map(lambda x: x.sharding, run.abstract_state)
-  state = jax.jit(functools.partial(init_state, run.config), out_shardings=layout)()
-  return checkpoint.start(run.config, state)
+  return run.fresh_state()
 
 
 def save_config(config: ConfigDict, workdir: epath.Path):

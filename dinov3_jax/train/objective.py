@@ -10,6 +10,7 @@ from flax import nnx
 
 from dinov3_jax.losses.gram import bicubic_downsample, gram_loss
 from dinov3_jax.losses.koleo import koleo_loss
+from dinov3_jax.losses.preservation import preservation_loss
 from dinov3_jax.losses.prototypes import prototype_cross_entropy, sinkhorn_scales_from_bottleneck
 from dinov3_jax.losses.usage import cls_patch_cosine, prototype_usage
 from dinov3_jax.models import partition
@@ -139,7 +140,7 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
   """
   dtype = jnp.dtype(config.train.dtype)
   crops, gram, chunks = config.crops, config.gram, config.train.prototype_chunks
-  patch = stride(config.model)
+  patch, preserved = stride(config.model), config.cls_preservation.weight
   global_pairs = 2 if config.dino.ignore_diagonal else 4
   local_pairs = 2 * crops.locals
   global_share = global_pairs / (global_pairs + local_pairs)
@@ -211,14 +212,19 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
         *scales[name], weights, temperature, **over)
 
   def gram_targets(gram_teacher, teacher_patches, batch, grid):
-    """Patch features that the student's Gram matrix should match, [B * 2, N, D]."""
+    """Patch features that the student's Gram matrix should match, [B * 2, N, D], and the CLS
+    features [B * 2, D] of the same forward pass (None of the EMA teacher)."""
     if gram.teacher == "ema":
-      return teacher_patches
+      return teacher_patches, None
+    if "gram_crops" not in batch:
+      tokens = backbone(gram_teacher, global_images(batch))[0]
+      return tokens["patches"], tokens["cls"]
     images = normalise(batch["gram_crops"], crops.mean, crops.std, dtype)
-    patches = backbone(gram_teacher, images)[0]["patches"]
+    tokens = backbone(gram_teacher, images)[0]
     sides = [side // patch for side in images.shape[1:3]]
-    patches = patches.reshape(len(patches), *sides, -1)
-    return bicubic_downsample(patches, grid).reshape(len(patches), np.prod(grid), -1)
+    patches = tokens["patches"].reshape(len(images), *sides, -1)
+    patches = bicubic_downsample(patches, grid).reshape(len(images), np.prod(grid), -1)
+    return patches, tokens["cls"]
 
   def gram_terms(patches, targets, masks, shards):
     """`gram_loss`, and those for statistics."""
@@ -281,13 +287,20 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
              + config.koleo.weight * 2 * metrics["koleo_loss"])
 
     if gram.teacher != "none":
-      terms = lambda patches: gram_terms(
-        patches, gram_targets(gram_teacher, rows["patches"], batch, grid), masks, shards)
+      def terms(tokens):
+        patches, cls = gram_targets(gram_teacher, rows["patches"], batch, grid)
+        found = gram_terms(tokens["patches"], patches, masks, shards)
+        if preserved:
+          found["cls_preservation_loss"] = preservation_loss(tokens["cls"], cls)
+        return found
+
       if gram.start_at is not None:
         terms = zeros_unless(values["gram_started"], terms)
-      metrics |= terms(tokens["patches"])
+      metrics |= terms(tokens)
       metrics["gram_weight"] = values["gram_weight"]
       total += values["gram_weight"] * metrics["gram_loss"]
+      if preserved:
+        total += preserved * metrics["cls_preservation_loss"]
     return total, metrics
 
   return Objective(heads, look, balance, losses)

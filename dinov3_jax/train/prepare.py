@@ -11,19 +11,23 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dinov3_jax.costs.flops import StepFlops, crop_sides, flops_by_crops
 from dinov3_jax.data.lock import FolderLock
 from dinov3_jax.data.pipeline import Pipeline
 from dinov3_jax.data.sources import Source
-from dinov3_jax.train import checkpoint, compiler, processes, sharding
+from dinov3_jax.models import foreign
+from dinov3_jax.train import checkpoint, compiler, origin, processes, sharding
 from dinov3_jax.train.checkpoint import DamagedCheckpoint
+from dinov3_jax.train.hooks import Hook
 from dinov3_jax.train.images import open_images
-from dinov3_jax.train.inputs import Batch, fetch, open_held_out, open_pipeline
+from dinov3_jax.train.inputs import Batch, fetch, open_general, open_held_out, open_pipeline
 from dinov3_jax.train.settings import check_settings
 from dinov3_jax.train.state import Params, TrainState, init_state
 from dinov3_jax.train.step import make_train_step
 from dinov3_jax.train.targets import check_student, make_targets
 from dinov3_jax.train.teacher import Found, Teacher
 from dinov3_jax.train.teacher import find as find_teacher
+from dinov3_jax.train.watching import observers
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +36,13 @@ log = logging.getLogger(__name__)
 class Run:
   """A run that is ready to start: everything is checked, and nothing compiled.
 
+  It is all that the loop knows of what is trained: a fresh state, a step, a stream of batches, and
+  what observes the state. This one pretrains; a run of another objective has its own `train_step`
+  and other methods.
+
   Attributes:
     held_out: the images of its evaluations, None without any.
+    general: training and held-out images of a second source to evaluate, None without.
     first: a batch on the devices, and the pipeline's position after it.
     folder: of the checkpoint that it goes on from, None for a fresh start.
     damaged: newer checkpoints that cannot be trusted.
@@ -60,15 +69,42 @@ class Run:
   targets: Callable[[Params, Batch], Batch] | None = None
   restored: TrainState | None = None
   stopped: int = 0
+  general: tuple[Source, Source] | None = None
 
   @property
   def start(self) -> int:
     """Steps done before."""
     return 0 if self.folder is None else int(self.folder.name)
 
+  def fresh_state(self) -> TrainState:
+    """The state before the first step, every array born on its own shard."""
+    layout = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+    state = jax.jit(functools.partial(init_state, self.config), out_shardings=layout)()
+    return origin.start(self.config, state)
+
   def with_targets(self, batch: Batch) -> Batch:
     """A batch as the step takes it: with what the frozen teacher makes of it, if there is one."""
     return with_targets(batch, self.teacher, self.targets)
+
+  def observers(self, last: dict[str, float]) -> dict[str, Callable[[], Hook]]:
+    """What looks at the state beside the steps, by name; see `watching.observers`."""
+    return observers(self, last)
+
+  def flops(self, batch: Batch) -> StepFlops:
+    """The operations of a step on a batch."""
+    return self._flops[crop_sides(batch)]
+
+  @functools.cached_property
+  def _flops(self) -> dict[tuple[int, int, int], StepFlops]:
+    return flops_by_crops([self.config], sharding.data_shards(self.mesh),
+                          self.teacher and self.teacher.config)
+
+  def describe(self) -> str:
+    """What is about to be trained, in words."""
+    count = sum(x.size for x in jax.tree.leaves(self.abstract_state.student["backbone"]))
+    classes = f" of {len(self.source.classes):,} classes" if self.source.classes else ""
+    held_out = f" ({len(self.held_out):,} held out)" if self.held_out is not None else ""
+    return f"a backbone of {count:,} parameters on {len(self.source):,} images{classes}{held_out}"
 
   def position(self, position: Any) -> Any:
     """What a checkpoint should keep of the position in the data stream."""
@@ -92,9 +128,10 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
   """
   workdir = epath.Path(workdir).expanduser()
   check_settings(config)
+  config = with_backbone_digest(config)
   mesh = sharding.make_mesh(config)
   source = open_images(config, "train")
-  pipeline = open_pipeline(config, source, mesh)
+  pipeline, general = open_pipeline(config, source, mesh), open_general(config)
   check_writable(workdir)
   if jax.process_index() == 0:
     with lock(workdir):  # to refuse it now; the run takes it again
@@ -107,7 +144,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
   check_memory(mesh, config, [abstract_state], found)
   folder, position, damaged = find(config, workdir, abstract_state)
   if folder is None:
-    checkpoint.check_start(config, abstract_state)
+    origin.check(config, abstract_state)
   else:
     pipeline.set_state(position)
 
@@ -116,7 +153,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) -> Ru
   first = fetch(pipeline, mesh)
   train_step = traced_step(config, mesh, abstract_state, first[0], teacher, targets)
   return Run(config, workdir, source, open_held_out(config), pipeline, mesh, abstract_state,
-             train_step, first, folder, damaged, profile, teacher, targets)
+             train_step, first, folder, damaged, profile, teacher, targets, general=general)
 
 
 def check_memory(mesh: Mesh, config: ConfigDict, states: list[TrainState], found: Found | None):
@@ -157,6 +194,19 @@ def with_digest(config: ConfigDict, teacher: Teacher | None) -> ConfigDict:
     return config
   config = config.copy_and_resolve_references()
   config.distill.digest = teacher.digest
+  return config
+
+
+def with_backbone_digest(config: ConfigDict) -> ConfigDict:
+  """The settings, with the digest of a backbone that is somebody else's network.
+
+  Raises:
+    ValueError, ModuleNotFoundError: it does not do what the settings say of it.
+  """
+  if "callable" not in config.model:
+    return config
+  config = config.copy_and_resolve_references()
+  config.model.digest = foreign.checked(config.model.to_dict())
   return config
 
 
@@ -274,10 +324,13 @@ def set_aside(folder: epath.Path, why: str = "damaged") -> str:
   return aside
 
 
-def jit_step(config: ConfigDict, mesh: Mesh, abstract_state: TrainState) -> Callable:
-  """The step as training compiles it for the devices of a mesh."""
+def jit_step(config: ConfigDict, mesh: Mesh, abstract_state: TrainState,
+             make: Callable | None = None) -> Callable:
+  """The step that `make(config, mesh)` returns, by default pretraining's, as training compiles it
+  for the devices of a mesh."""
   layout = jax.tree.map(lambda x: x.sharding, abstract_state)
-  return jax.jit(make_train_step(config, mesh), donate_argnums=0, out_shardings=(layout, None),
+  step = (make or make_train_step)(config, mesh)
+  return jax.jit(step, donate_argnums=0, out_shardings=(layout, None),
                  compiler_options=compiler.options(mesh.devices.flat[0].platform))
 
 

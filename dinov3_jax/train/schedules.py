@@ -85,7 +85,11 @@ def misfits(config) -> list[str]:
       parts = [f"schedules.{name}.{key}={schedule[key]}" for key in ("warmup_steps", "cosine_steps")
                if schedule[key]]
       long.append(" and ".join(parts))
-  frozen = config.optim.freeze_last_layer_steps
+  optim = config.optim
+  if max(optim.freeze_backbone_steps, 0) + optim.ramp_backbone_steps > total:
+    long.append(f"optim.freeze_backbone_steps={optim.freeze_backbone_steps} and "
+                f"optim.ramp_backbone_steps={optim.ramp_backbone_steps}")
+  frozen = optim.freeze_last_layer_steps
   if long and frozen > total:  # alone it is allowed, to train with fixed prototypes
     long.append(f"optim.freeze_last_layer_steps={frozen}")
   return [f"train.steps={total} is too short for {', '.join(long)}: lower these, too"] * bool(long)
@@ -99,7 +103,8 @@ def _first_step(config, name: str) -> int:
 def make_schedules(config) -> dict[str, Schedule]:
   """Every schedule of `config.schedules` by name, and `last_layer_lr`, the rate of the heads' last
   layers: zero for the first `optim.freeze_last_layer_steps` steps. With `gram.start_at`, the
-  steps of `gram_weight` count from there, and it is zero before."""
+  steps of `gram_weight` count from there, and it is zero before. Where the backbone does not learn
+  from the start, `backbone_ramp` multiplies its rate and its decay."""
   schedules, started = {}, config.gram.start_at
   for name, settings in config.schedules.items():
     scale = lr_scale(config.optim.lr_scaling, config.train.batch_size) if name == "lr" else 1.0
@@ -113,4 +118,13 @@ def make_schedules(config) -> dict[str, Schedule]:
     schedules["gram_weight"] = lambda step: jnp.where(step < started, 0.0, weight(step - started))
   frozen = config.optim.freeze_last_layer_steps
   schedules["last_layer_lr"] = lambda step: jnp.where(step < frozen, 0.0, schedules["lr"](step))
+  freeze, ramp = config.optim.freeze_backbone_steps, config.optim.ramp_backbone_steps
+  if freeze > 0 or ramp:
+    schedules["backbone_ramp"] = lambda step: ramp_after(step, max(freeze, 0), ramp)
   return schedules
+
+
+def ramp_after(step: jax.Array, freeze: int, ramp: int) -> jax.Array:
+  """0 for the first `freeze` steps, then linearly up to 1, which the step after `ramp` more has."""
+  done = jnp.asarray(step - freeze + 1, jnp.float32)
+  return jnp.clip(done / (ramp + 1), 0.0, 1.0)

@@ -24,12 +24,14 @@ POSITIVE = (
 EVALUATION = ("evals.knn_k", "evals.knn_images", "evals.image_size", "evals.picture_size")
 ABOVE_ZERO = ("model.ffn_ratio", "model.norm_eps")
 NOT_NEGATIVE = (
-  "data.workers", "checkpoint.keep_every", "checkpoint.minutes", "evals.every", "evals.pictures",
-  "evals.task_limit",
+  "data.workers", "data.cache_gb", "checkpoint.keep_every", "checkpoint.minutes", "evals.every",
+  "evals.pictures", "evals.task_limit",
   "train.max_skipped_steps", "model.storage_tokens", "model.layerscale", "model.rope.base",
   "optim.freeze_last_layer_steps", "optim.patch_embed_lr_mult", "optim.dino_head_wd_mult",
   "health.images", "health.reference_at",
-  "gram.refresh_every", "gram.refresh_first", "dino.weight", "ibot.weight", "koleo.weight")
+  "gram.refresh_every", "gram.refresh_first", "dino.weight", "ibot.weight", "koleo.weight",
+  "cls_preservation.weight", "optim.backbone_lr_mult", "optim.ramp_backbone_steps",
+  "model.adapter_rank")
 SHARES = ("data.max_damaged", "masks.probability", "crops.color_strength")  # 0 and 1 included
 BELOW_ONE = ("model.drop_path", "optim.b1", "optim.b2")  # 0 included
 # Lists: those of pixels, and how many entries others have.
@@ -43,7 +45,7 @@ def check_settings(config: ConfigDict):
   """Raises a ValueError, one line, for settings that no other part of the code refuses in time."""
   problems = list(_no_numbers(config)) or [
     *_out_of_range(config), *_unknown(config), *_crops(config), *_gram(config),
-    *_schedules(config), *_distillation(config), *_tasks(config)]
+    *_adaptation(config), *_schedules(config), *_distillation(config), *_tasks(config)]
   if problems:
     raise ValueError("; ".join(problems))
   has_gram_teacher(config)
@@ -132,15 +134,37 @@ def _crops(config: ConfigDict) -> Iterator[str]:
   for key in SIZES:
     if not all(isinstance(size, int) for size in _get(config, key)):
       yield f"{key} must be whole numbers of pixels, not {tuple(_get(config, key))}"
-  own = config.gram.teacher == "own"
-  if all(isinstance(size, int) for size in crops.gram_sizes) and {
-      size > 0 for size in crops.gram_sizes} != {own}:
-    yield (f"gram.teacher={config.gram.teacher!r} does not go with crops.gram_sizes="
-           f"{tuple(crops.gram_sizes)}: a teacher of its own needs sizes above 0, no other reads "
-           "them")
+  if all(isinstance(size, int) for size in crops.gram_sizes):
+    kinds = {size > 0 for size in crops.gram_sizes}
+    if True in kinds and (config.gram.teacher != "own" or len(kinds) > 1):
+      yield (f"gram.teacher={config.gram.teacher!r} does not go with crops.gram_sizes="
+             f"{tuple(crops.gram_sizes)}: only a teacher of its own reads Gram crops, and needs "
+             "them at all resolutions or, with sizes of 0, at none")
   for key in ("image_size", "picture_size"):
     if config.evals.every and patch > 0 and config.evals[key] % patch:
       yield f"evals.{key} {config.evals[key]} is not a multiple of the patch size {patch}"
+
+
+def _adaptation(config: ConfigDict) -> Iterator[str]:
+  optim, weight = config.optim, config.cls_preservation.weight
+  if weight > 0 and config.gram.teacher != "own":
+    yield (f"cls_preservation.weight={weight} needs what the features should stay close to: set "
+           "gram.teacher=own, whose forward pass gives both")
+  if optim.freeze_backbone_steps < -1:
+    yield (f"optim.freeze_backbone_steps must not be below -1, not {optim.freeze_backbone_steps}: "
+           "-1 keeps the backbone frozen to the end")
+  elif optim.freeze_backbone_steps < 0 and optim.ramp_backbone_steps:
+    yield (f"optim.ramp_backbone_steps={optim.ramp_backbone_steps} comes after a frozen phase, and "
+           "with optim.freeze_backbone_steps=-1 that has no end: set one of them to 0")
+  if optim.freeze_backbone_steps >= config.train.steps > 0:
+    yield (f"optim.freeze_backbone_steps={optim.freeze_backbone_steps} leaves the backbone none of "
+           f"train.steps={config.train.steps}: lower it, or set it to -1 if that is meant")
+  if config.evals.general and not config.evals.every:
+    yield (f"evals.general={config.evals.general!r} is never evaluated with evals.every=0: set "
+           "evals.every, too")
+  if config.evals.best and not config.evals.every:
+    yield (f"evals.best={config.evals.best!r} is a metric of evaluations, and with evals.every=0 "
+           "there are none: set evals.every, too")
 
 
 def _gram(config: ConfigDict) -> Iterator[str]:

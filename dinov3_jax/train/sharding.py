@@ -113,6 +113,12 @@ def abstract_state(mesh: Mesh, init: Callable[[], Any]) -> Any:
                       state_sharding(mesh, shapes))
 
 
+def bytes_held(tree: Any) -> int:
+  """What each device has of arrays, or of shapes with their layout."""
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+             for x in jax.tree.leaves(tree))
+
+
 def check_memory(state: Any, available: float | None):
   """Raises a ValueError if a device's part of a state alone takes more than `available` bytes.
 
@@ -120,8 +126,7 @@ def check_memory(state: Any, available: float | None):
     state: arrays, or shapes with their layout.
     available: on one device; None if that is not known.
   """
-  held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-             for x in jax.tree.leaves(state))
+  held = bytes_held(state)
   if available is not None and held > available:
     raise ValueError(f"the training state takes {held / 2**30:.1f} GiB on each device, which has "
                      f"{available / 2**30:.1f} GiB: spread it over more devices with "

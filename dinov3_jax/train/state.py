@@ -58,10 +58,19 @@ def abstract_modules(config) -> tuple[dict[str, nnx.GraphDef], Params]:
 def optimizer_of(config, params: Params) -> optax.GradientTransformationExtraArgs:
   """The run's optimizer for parameters of these shapes."""
   optim = config.optim
-  groups = param_groups(params, layerwise_decay=optim.layerwise_decay,
-                        patch_embed_lr_mult=optim.patch_embed_lr_mult,
-                        dino_head_wd_mult=optim.dino_head_wd_mult)
-  return make_optimizer(groups, make_schedules(config), b1=optim.b1, b2=optim.b2, clip=optim.clip)
+  return make_optimizer(groups_of(config, params), make_schedules(config), b1=optim.b1,
+                        b2=optim.b2, clip=optim.clip, freeze=max(optim.freeze_backbone_steps, 0))
+
+
+def groups_of(config, params: Params) -> Params:
+  """How the run's optimizer treats each of these parameters; see `ParamGroup`."""
+  optim = config.optim
+  trained = "adapters" if config.model.get("adapter_rank") else "all"
+  return param_groups(params, layerwise_decay=optim.layerwise_decay,
+                      patch_embed_lr_mult=optim.patch_embed_lr_mult,
+                      dino_head_wd_mult=optim.dino_head_wd_mult,
+                      backbone_lr_mult=optim.backbone_lr_mult,
+                      trained="none" if optim.freeze_backbone_steps < 0 else trained)
 
 
 def has_gram_teacher(config) -> bool:

@@ -8,13 +8,20 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from dinov3_jax.models import products
 from dinov3_jax.models.partition import DATA_AXES, local_spec, several
 from dinov3_jax.train.micro_batches import accumulated
-from dinov3_jax.train.objective import make_objective
-from dinov3_jax.train.optimizer import Params, module_norms
+from dinov3_jax.train.objective import Objective, make_objective
+from dinov3_jax.train.optimizer import Params, is_group, keep_fixed, module_norms
 from dinov3_jax.train.schedules import make_schedules
 from dinov3_jax.train.sharding import on_shards, param_specs
-from dinov3_jax.train.state import TrainState, abstract_modules, has_gram_teacher, optimizer_of
+from dinov3_jax.train.state import (
+  TrainState,
+  abstract_modules,
+  groups_of,
+  has_gram_teacher,
+  optimizer_of,
+)
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -54,8 +61,11 @@ def make_train_step(config, mesh: Mesh | None = None
   """
   has_gram_teacher(config)  # or its error
   graphs, shapes = abstract_modules(config)
+  platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+  graphs = products.for_training(graphs, shapes, platform, jnp.dtype(config.train.dtype))
   gradients = make_gradients(config, graphs, shapes, mesh)
-  optimizer = optimizer_of(config, shapes)
+  optimizer, groups = optimizer_of(config, shapes), groups_of(config, shapes)
+  freeze = config.optim.freeze_backbone_steps
   schedules = make_schedules(config)
   gram = config.gram
   copy_at = gram.copy_ema_at if gram.start_at is None else gram.start_at
@@ -81,8 +91,12 @@ def make_train_step(config, mesh: Mesh | None = None
     finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.student, step=state.step)
-    student = optax.apply_updates(state.student, updates)
-    teacher = ema(state.teacher, student, values["momentum"])
+    # Not by a rate of zero: what is fixed must not change by a rounding, nor may its average.
+    frozen = state.step < freeze if freeze > 0 else None
+    student = keep_fixed(groups, frozen, state.student,
+                         optax.apply_updates(state.student, updates))
+    teacher = keep_fixed(groups, frozen, state.teacher,
+                         ema(state.teacher, student, values["momentum"]))
     gram_teacher = state.gram_teacher
     if gram_teacher is not None:
       due = gram_refresh_due(state.step + 1, gram.refresh_every, refresh_first,
@@ -95,6 +109,8 @@ def make_train_step(config, mesh: Mesh | None = None
     metrics |= dict(loss=loss, lr=values["lr"], last_layer_lr=values["last_layer_lr"],
                     weight_decay=values["weight_decay"], teacher_momentum=values["momentum"],
                     teacher_temp=values["teacher_temp"], skipped=1.0 - finite)
+    if "backbone_ramp" in values:
+      metrics["backbone_ramp"] = values["backbone_ramp"]
     return new.replace(step=state.step + 1), metrics
 
   return step
@@ -106,11 +122,12 @@ def make_gradients(config, graphs: dict, shapes: Params, mesh: Mesh | None) -> C
   On several devices every data shard computes for itself, on its part of the batch; with
   `train.micro_batches`, on one part of that after the other.
   """
-  parts = config.train.micro_batches
+  parts, groups = config.train.micro_batches, groups_of(config, shapes)
   if mesh is None or mesh.size == 1:
-    return accumulated(make_objective(config, graphs), parts)
+    return accumulated(with_fixed(make_objective(config, graphs), groups), parts)
   layout = param_specs(mesh, shapes)
-  of_parts = accumulated(make_objective(config, graphs, layout, mesh.shape["tensor"]), parts)
+  objective = make_objective(config, graphs, layout, mesh.shape["tensor"])
+  of_parts = accumulated(with_fixed(objective, groups), parts)
   params = jax.tree.map(local_spec, layout)
 
   def of_shard(student, *args):
@@ -127,6 +144,16 @@ def make_gradients(config, graphs: dict, shapes: Params, mesh: Mesh | None) -> C
     return on_shards(of_shard, mesh, specs, (P(), params))(student, teacher, gram_teacher, *args)
 
   return gradients
+
+
+def with_fixed(objective: Objective, groups: Params) -> Objective:
+  """The objective, which spends no backward pass on what is not trained."""
+  learning = lambda group, x: x if group.trained else jax.lax.stop_gradient(x)
+
+  def losses(student, *args):
+    return objective.losses(jax.tree.map(learning, groups, student, is_leaf=is_group), *args)
+
+  return objective._replace(losses=losses)
 
 
 def copy_ema_if(condition: jax.Array, teacher: Params, gram_teacher: Params) -> Params:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov3_jax.data.preprocess import preprocess
+from dinov3_jax.models import foreign
 from dinov3_jax.models.partition import param_sharding
 from dinov3_jax.train import checkpoint
 from dinov3_jax.train.state import Params, abstract_modules
@@ -53,9 +54,7 @@ class Found:
 
   def abstract(self, mesh: Mesh, dtype: str) -> Params:
     """Its parameters as shapes with their layout."""
-    _, shapes = abstract_modules(self.config)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes,
-                        param_sharding(mesh, shapes))
+    return abstract(self.config, mesh, dtype)
 
   def read(self, mesh: Mesh, dtype: str) -> Teacher:
     """Its parameters, each shard on its device.
@@ -80,6 +79,13 @@ class Found:
     return Teacher(self.path, self.config, params, digest)
 
 
+def abstract(config: ConfigDict, mesh: Mesh, dtype: str) -> Params:
+  """The parameters of the teacher with these settings, as shapes with their layout."""
+  _, shapes = abstract_modules(config)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes,
+                      param_sharding(mesh, shapes))
+
+
 def changed(path: str, expected: str, digest: str) -> ValueError:
   """The error of a teacher that is not what it was."""
   return ValueError(f"the teacher {path} is not the one that this run learned from: its digest is "
@@ -92,6 +98,7 @@ def find(teacher: str, digest: str = "") -> Found | None:
 
   Args:
     teacher: a run's folder, one of its checkpoints, or a file of weights with heads; "": none.
+      Of a run on somebody else's network, that is called, and the heads alone are read.
     digest: that it must have; "": any.
 
   Returns:
@@ -111,6 +118,8 @@ def find(teacher: str, digest: str = "") -> Found | None:
     if lacking:
       raise ValueError(f"the checkpoint {folder} has no {' and no '.join(lacking)}: take a run "
                        "that has trained its heads")
+    if "callable" in config.model:
+      foreign.checked(config.model.to_dict())
     return Found(teacher, folder, config, expected)
   sizes, _ = heads.read(path)
   prepare = preprocess(path)

@@ -21,6 +21,17 @@ from dinov3_jax.weights.native import CHECKSUMS, FOLDER
 log = logging.getLogger(__name__)
 
 
+class Pinned(policies.PreservationPolicy):
+  """Keeps the one checkpoint that a `Writer` has pinned, if any."""
+
+  def __init__(self, writer: "Writer"):
+    self._writer = writer
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    """Of each checkpoint, whether it must stay."""
+    return [info.step == self._writer.pinned for info in checkpoints]
+
+
 class Writer:
   """Saves a run's checkpoints; writing goes on while training continues.
 
@@ -29,6 +40,7 @@ class Writer:
   is a multiple of `keep_every` (0: none beyond the last).
 
   Attributes:
+    pinned: None, or the step of a checkpoint that stays in any case.
     failed: None, or the error because of which the last checkpoint could not be written.
   """
 
@@ -44,7 +56,8 @@ class Writer:
         the next `save` tries again.
     """
     self._folder = epath.Path(workdir).resolve() / FOLDER
-    kept = [policies.LatestN(keep)]
+    self.pinned: int | None = None
+    kept = [policies.LatestN(keep), Pinned(self)]
     if keep_every:
       kept.append(policies.EveryNSteps(keep_every))
     on_disk = "://" not in str(self._folder)  # buckets have no renaming, and Orbax a way of its own

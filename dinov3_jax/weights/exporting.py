@@ -43,14 +43,17 @@ def export(checkpoint: loading.Weights, format: Format, out: str | os.PathLike, 
       format cannot hold this model; else as `dinov3_jax.load`.
     ModuleNotFoundError: "official" without PyTorch.
   """
-  out = _checked_out(out)
+  out = checked_out(out)
   if format == "official":
-    _require_torch()
+    require_torch()
   path = loading.locate(name, checkpoint)
   prepare = preprocess(path)
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
     settings, params = loading.read(name, path, jnp.float32, None, network)
     head_params = _read_heads(path, network) if heads else {}
+  if "callable" in settings:
+    raise ValueError(f"{checkpoint}: the backbone is somebody else's network, "
+                     f"{settings['callable']}, which has weights of its own: nothing is exported")
   if format == "official" and settings.get("stem", "patch") != "patch":
     raise ValueError("the reference has no convolutional stem: export with --format safetensors, "
                      "which keeps every model as it is")
@@ -74,7 +77,7 @@ def export(checkpoint: loading.Weights, format: Format, out: str | os.PathLike, 
   return sorted(out.iterdir())
 
 
-def _checked_out(out: str | os.PathLike) -> pathlib.Path:
+def checked_out(out: str | os.PathLike) -> pathlib.Path:
   """The path of a folder that is new or empty and can be written, or a ValueError."""
   out = pathlib.Path(os.path.expanduser(out))
   if out.is_dir() and any(out.iterdir()):
@@ -87,7 +90,7 @@ def _checked_out(out: str | os.PathLike) -> pathlib.Path:
   return out
 
 
-def _require_torch():
+def require_torch():
   try:
     import torch  # noqa: F401
   except ModuleNotFoundError as error:

@@ -3,7 +3,7 @@
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,13 +21,25 @@ _HEAD = re.compile(rf"^(?:(.*)\.)?({'|'.join(NAMES)})\.(.+)$")
 _DEPTH = 8  # of entries within each other
 
 
-def read(path: str | os.PathLike, network: str = "teacher"
+def sizes_of(path: str | os.PathLike, network: str = "teacher") -> dict[str, dict[str, int]]:
+  """Those heads that a file of weights has, by name, as the arguments of `DINOHead`; often none.
+
+  Arguments and errors as of `read`, but that no head must be there.
+  """
+  found = _arrays(path)
+  arrays = _chosen(path, found, network) if found else {}
+  return {name: _sizes(path, name, arrays) for name in NAMES
+          if any(key.startswith(f"{name}.") for key in arrays)}
+
+
+def read(path: str | os.PathLike, network: str = "teacher", names: Iterable[str] = NAMES
          ) -> tuple[dict[str, dict[str, int]], Params]:
   """The heads that a file of weights has, beside the backbone that `dinov3_jax.load` takes.
 
   Args:
     path: as `files.open_arrays`.
     network: "teacher" or "student", where the file has both.
+    names: of the heads that are wanted, all of which must be there.
 
   Returns:
     By name, `dino_head` and `ibot_head`: the arguments `prototypes`, `hidden`, `bottleneck` and
@@ -38,8 +50,9 @@ def read(path: str | os.PathLike, network: str = "teacher"
     FileNotFoundError: there is no such file.
   """
   arrays = _chosen(path, _arrays(path), network)
-  sizes = {name: _sizes(path, name, arrays) for name in NAMES}
-  shapes = {name: _shapes(arrays[f"{name}.mlp.0.weight"].shape[1], sizes[name]) for name in NAMES}
+  sizes = {name: _sizes(path, name, arrays) for name in names}
+  shapes = {name: _shapes(arrays[f"{name}.mlp.0.weight"].shape[1], sizes[name]) for name in names}
+  arrays = {key: x for key, x in arrays.items() if key.split(".", 1)[0] in sizes}
   try:
     params = naming.unflatten(arrays, shapes)
   except ValueError as error:

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from dinov3_jax.models import adapters
 from dinov3_jax.models.convnext import ConvNeXt
 from dinov3_jax.models.partition import param_sharding
 from dinov3_jax.models.variants import build, differences, variant
@@ -48,7 +49,8 @@ def load(name: str | None, weights: Weights | None = None, dtype: DTypeLike = jn
         `unwrapping.unwrap` says what may be wrapped around the arrays, `architecture.identify` what
         is assumed of models that are not in the table and have no `config.json`.
       what `dinov3_jax.export` wrote.
-      a checkpoint of our own trainer: the run's folder, for the newest, or one checkpoint's.
+      a checkpoint of our own trainer: the run's folder, for the newest, or one checkpoint's. Its
+        low-rank adapters, if it has any, are folded into the weights that they adapt.
     dtype: of parameters and computation.
     mesh: with axes `data`, `fsdp` and `tensor`: where the parameters lie, cut up by
       `dinov3_jax.models.partition`. None: all on the first device.
@@ -106,7 +108,10 @@ def _fresh(settings, dtype, mesh) -> tuple[Settings, Params]:
 def _from_native(name, path, dtype, mesh, network) -> tuple[Settings, Params]:
   from dinov3_jax.weights import native  # Orbax is slow to import
   folder = native.locate(path)
-  settings = native.stored_settings(folder)["model"]
+  settings = native.stored_settings(folder).get("model")
+  if settings is None:
+    raise ValueError("this run has aligned text with a backbone, and has none of its own: take "
+                     "dinov3_jax.load_text for it, or the backbone that it names")
   _check_name(name, settings)
   stored = native.stored_arrays(folder).get(network)
   if not stored:
@@ -124,11 +129,20 @@ def _from_native(name, path, dtype, mesh, network) -> tuple[Settings, Params]:
   abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes,
                           shardings)
   params = native.read_arrays(folder, {network: {"backbone": abstract}})
-  return settings, params[network]["backbone"]
+  return folded(settings), adapters.fold(params[network]["backbone"])
+
+
+def folded(settings: Settings) -> Settings:
+  """The settings of a network whose low-rank adapters, if it has any, are folded into it."""
+  return {key: value for key, value in settings.items() if key != "adapter_rank"}
 
 
 def settings_of(path: epath.Path, network: str = "teacher") -> Settings:
-  """The settings of the model in files of weights, as `read` takes them, from `locate`."""
+  """The settings of the model that `read` makes of weights, which are not read; `path` is from
+  `locate`."""
+  if is_native(path):
+    from dinov3_jax.weights import native  # Orbax is slow to import
+    return folded(native.stored_settings(native.locate(path))["model"])
   return _opened(None, pathlib.Path(path), network)[2]
 
 

@@ -66,7 +66,24 @@ CONVNEXT = {
 # There the GELUs between a head's layers are counted, too.
 HEAD = {f"mlp/{i}/*": (f"mlp.{2 * i}.*", None) for i in range(16)}
 HEAD["last_layer/*"] = ("last_layer.*", None)
-FAMILIES = {"blocks": VIT, "stages": CONVNEXT, "last_layer": HEAD}
+# dino.txt's, which Hugging Face does not have: text tower, vision head, and the text's last layer.
+PROJECTION = {"linear_projection/*": ("linear_projection.*", None)}
+TEXT_TOWER = {
+    "token_embedding": ("token_embedding.weight", None),
+    "positional_embedding": ("positional_embedding", None),
+    "blocks/norm1/*": ("blocks.#.attention_norm.*", None),
+    "blocks/attn/qkv/*": ("blocks.#.attention.qkv.*", None),
+    "blocks/attn/proj/*": ("blocks.#.attention.proj.*", None),
+    "blocks/norm2/*": ("blocks.#.ffn_norm.*", None),
+    "blocks/mlp/fc1/*": ("blocks.#.feed_forward.fc1.*", None),
+    "blocks/mlp/fc2/*": ("blocks.#.feed_forward.fc2.*", None),
+    "ln_final/*": ("ln_final.*", None),
+}
+VISION_HEAD = {name: (official, None) for name, (official, _) in VIT.items()
+               if name.startswith("blocks/")} | PROJECTION | {"ln_final/*": ("ln_final.*", None)}
+# The first that a tree has decides.
+FAMILIES = {"token_embedding": TEXT_TOWER, "ln_final": VISION_HEAD, "blocks": VIT,
+            "stages": CONVNEXT, "last_layer": HEAD, "linear_projection": PROJECTION}
 
 BUFFERS = re.compile(r"(^|\.)(rope_embed\.periods|attn\.qkv\.bias_mask)$")
 
@@ -117,7 +134,7 @@ def entries(params: Params, convention: Convention = "official", mask_k_bias: bo
 
   Args:
     params: arrays or shapes of a backbone or a head, or nested dicts of those; their keys become
-      prefixes.
+      prefixes. An array among them has its key for a name.
     convention: whose names.
     mask_k_bias: the model has no bias of the keys, which Hugging Face then leaves out.
   """
@@ -125,6 +142,9 @@ def entries(params: Params, convention: Convention = "official", mask_k_bias: bo
 
 
 def _entries(params, root, convention, mask_k_bias):
+  if not isinstance(params, Mapping):
+    yield Entry(".".join(root), root, (0,) * params.ndim, params.shape, params.shape)
+    return
   table = next((table for marker, table in FAMILIES.items() if marker in params), None)
   if table is None:
     for name in sorted(params):

@@ -4,6 +4,7 @@ What is damaged is a `DamagedCheckpoint`: files that are missing, cut or unreada
 settings whose checksum is not the one that was written with them.
 """
 
+import json
 import logging
 import math
 import sys
@@ -18,8 +19,8 @@ from etils import epath
 
 from dinov3_jax.models.partition import path_name
 from dinov3_jax.weights import checksums
+from dinov3_jax.weights.places import FOLDER, is_best
 
-FOLDER = "checkpoints"
 CHECKSUMS = "checksums"  # an item of checkpoints; those of earlier versions have none
 CAST_BYTES = 2**30  # of arrays that are read at once where each must then be cast
 
@@ -48,18 +49,29 @@ def latest(workdir: epath.PathLike) -> epath.Path | None:
 
 
 def locate(path: epath.PathLike) -> epath.Path:
-  """The checkpoint that `path` means: a run's newest one, or the checkpoint's own folder.
+  """The checkpoint that `path` means: a run's newest one, the checkpoint's own folder, or the one
+  that the file `best` beside it names.
 
   Raises:
     FileNotFoundError: if there is none.
   """
   path = epath.Path(path).expanduser().resolve()
+  if is_best(path):
+    path = _named(path)
   found = path if (path / "state").exists() else latest(path)
   if found is None:
     raise FileNotFoundError(
       f"no checkpoint in {path}: give the --workdir of a run that has saved one, or one of the "
       f"numbered folders in its {FOLDER}/")
   return found
+
+
+def _named(path: epath.Path) -> epath.Path:
+  try:
+    return path.parent / str(int(json.loads(path.read_text())["step"]))
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise FileNotFoundError(f"{path} names no checkpoint ({_line(path, error)}): give one of the "
+                            "numbered folders beside it") from error
 
 
 def stored_settings(folder: epath.Path) -> dict[str, Any]:
@@ -216,7 +228,9 @@ def _read_verified(folder: epath.Path, item: str) -> Any:
 
 def _read_json(folder: epath.Path, item: str) -> Any:
   try:
-    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / item)
+    # What Orbax's own reader does, but that asks for the devices: too early for a recipe that
+    # follows these settings, before the processes of a run have met.
+    return json.loads((folder / item / "metadata").read_text())
   except Exception as error:
     reason = f"its {item} cannot be read ({_line(folder, error)})"
     raise DamagedCheckpoint(folder, reason) from error

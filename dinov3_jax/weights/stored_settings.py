@@ -22,7 +22,8 @@ OURS = "dinov3_jax"  # the entry of `config.json` in our exports
 THEIRS = dict(width="hidden_size", depth="num_hidden_layers", hidden="intermediate_size",
               storage_tokens="num_register_tokens", in_channels="num_channels",
               dims="hidden_sizes")
-_LEAST = dict(storage_tokens=0, norm_eps=0, layerscale=0, drop_path=0, base=0, shift=0)
+_LEAST = dict(storage_tokens=0, adapter_rank=0, norm_eps=0, layerscale=0, drop_path=0, base=0,
+              shift=0)
 _TYPES = (int, float, str, bool, dict, type(None))
 
 

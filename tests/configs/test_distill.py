@@ -7,9 +7,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from configs import base, distill, distill_family, vit7b_highres
+from dinov3_jax.costs.flops import step_flops, targets_flops
 from dinov3_jax.models.variants import VARIANTS, differences
 from dinov3_jax.train import family, sharding, targets
-from dinov3_jax.train.flops import step_flops, targets_flops
 from dinov3_jax.train.settings import check_settings
 from dinov3_jax.train.state import abstract_modules, init_state
 from dinov3_jax.train.step import make_train_step

@@ -11,6 +11,7 @@ import pytest
 
 from configs import base
 from dinov3_jax import main
+from dinov3_jax.models.variants import VARIANTS
 from dinov3_jax.train import sharding
 from dinov3_jax.train.settings import check_settings
 from dinov3_jax.train.state import init_state
@@ -28,11 +29,12 @@ def parse(argv):
 
 
 TRAININGS = [parse(command[2:]) for command in COMMANDS if command[2] == "dinov3_jax.main"]
+PUBLISHED = {release.repo for row in VARIANTS.values() for release in row.releases.values()}
 WORKDIRS = [values.workdir for values in TRAININGS]
 
 
 def test_all_commands_are_known():
-  assert len(TRAININGS) == 7
+  assert len(TRAININGS) == 10
   assert {tuple(command[:2]) for command in COMMANDS} == {("python", "-m")}
   assert {command[2] for command in COMMANDS} == {"dinov3_jax.main", "dinov3_jax.export"}
   exported = [command[3] for command in COMMANDS if command[2] == "dinov3_jax.export"]
@@ -53,7 +55,8 @@ def test_a_step_can_be_made(values):
 def test_what_it_starts_from_is_made_before(values):
   before = WORKDIRS[:WORKDIRS.index(values.workdir)]
   config = values.config
-  assert config.init_from in ("", *before)
+  assert config.init_from in ("", *PUBLISHED, *before)
+  assert config.distill.teacher in ("", *before)
   if config.gram.init_from:
     run, _, step = config.gram.init_from.partition("/checkpoints/")
     checkpoint = TRAININGS[WORKDIRS.index(run)].config.checkpoint

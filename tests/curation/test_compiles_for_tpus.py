@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from dinov3_jax import aot
 from dinov3_jax.curation import kmeans, neighbours, seeding, splitting
 from dinov3_jax.curation.rows import make_mesh
-from dinov3_jax.train.collectives import bytes_by_kind, collectives
+from dinov3_jax.costs.collectives import bytes_by_kind, collectives
 
 devices = aot.topology_devices("v5p:2x2x1")
 mesh = make_mesh(devices)

@@ -84,7 +84,7 @@ def test_devices_do_not_matter(images, tmp_path):
 def test_another_job_or_nothing_to_read(images, tmp_path):
   run(images, tmp_path / "f")
   (images / "19.png").unlink()
-  with pytest.raises(ValueError, match=r"another job \(its items differ\)"):
+  with pytest.raises(ValueError, match=r"made with other settings \(items\)"):
     run(images, tmp_path / "f")
   for file in images.iterdir():
     file.write_bytes(b"")

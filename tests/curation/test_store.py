@@ -61,7 +61,7 @@ def test_a_shard_that_is_cut_or_missing_is_named(store):
 
 def test_other_jobs_and_empty_folders_are_refused(store, tmp_path):
   assert Store.create(store.folder, notes(250)).fingerprint == store.fingerprint
-  with pytest.raises(ValueError, match=r"another job \(its items, shard_items differ\)"):
+  with pytest.raises(ValueError, match=r"made with other settings \(items, shard_items\)"):
     Store.create(store.folder, notes(251, 50))
   with pytest.raises(ValueError, match=r"run `python -m dinov3_jax\.curate embed` first"):
     Store(tmp_path)

@@ -18,6 +18,7 @@ from dinov3_jax.data.crops import MultiCrop
 from dinov3_jax.data.masks import masked_count
 from dinov3_jax.data.pipeline import DataError, TooManyDamaged, make_pipeline
 from dinov3_jax.data.sources import DamagedImage, open_source
+from dinov3_jax.data.sources.mixture import Member, Mixture
 
 SMALL = MultiCrop(32, 16, locals=2, patch_size=8)
 LARGE = MultiCrop(48, 24, gram_size=64, locals=3, patch_size=8)
@@ -122,6 +123,45 @@ def test_workers_change_nothing(source, reference, workers, step):
   assert pipeline.get_state() == {"step": step + 4}
 
 
+@pytest.mark.parametrize("workers", [0, 2, 5])
+def test_parts_of_batches_are_put_together(source, reference, workers, monkeypatch):
+  """Parts of three images, which neither batch nor shards of two divide by."""
+  monkeypatch.setattr(pipeline_module, "PART", 3)
+  pipeline = stream(source, workers=workers)
+  assert pipeline._maker.parts == 3
+  if workers:  # which import a module of their own
+    monkeypatch.setattr(pipeline, "_maker", SmallParts(**vars(pipeline._maker)))
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+  pipeline.set_state({"step": 2})
+  assert_same(take(pipeline, 3), reference[2:5])
+
+
+class SmallParts(pipeline_module.PartMaker):
+  """Makes parts of three images, in whatever process."""
+
+  def __call__(self, place):
+    pipeline_module.PART = 3
+    return super().__call__(place)
+
+
+def test_a_mixture_is_the_same_for_any_workers_and_says_its_shares(monkeypatch, caplog):
+  caplog.set_level("INFO")
+  mixture = Mixture([Member("alone", Plain(50), 0.1, True), Member("a", Plain(70), 0.75),
+                     Member("b", Plain(9, damaged=[2]), 0.25)])
+  make = lambda **options: stream(mixture, crops=[Whole()], weights=[1.0], shards=2, **options)
+  whole = take(make(), 100)
+  assert re.search(r"of the images of 100 batches: alone \d+\.\d%, a 6\d\.\d%, b \d+\.\d%",
+                   caplog.text)
+  cloudpickle.register_pickle_by_value(sys.modules[__name__])
+  pipeline = make(workers=2)
+  pipeline.set_state({"step": 40})
+  assert_same(take(pipeline, 5), whole[40:45])
+  parts = [take(make(local_shards=[shard]), 20) for shard in (0, 1)]
+  for step in range(20):
+    np.testing.assert_array_equal(whole[step]["global_crops"], np.concatenate(
+      [part[step]["global_crops"] for part in parts]))
+
+
 @pytest.mark.parametrize("step", [0, 1, 5])
 def test_resume_is_exact_and_needs_no_replay(source, reference, step, monkeypatch):
   pipeline = stream(source)
@@ -133,8 +173,8 @@ def test_resume_is_exact_and_needs_no_replay(source, reference, step, monkeypatc
   resumed = stream(source)
   resumed.set_state(state)
   made = []
-  real = pipeline_module.BatchMaker.__call__
-  monkeypatch.setattr(pipeline_module.BatchMaker, "__call__",
+  real = pipeline_module.PartMaker.__call__
+  monkeypatch.setattr(pipeline_module.PartMaker, "__call__",
                       lambda self, at: made.append(at) or real(self, at))
   assert_same(take(resumed, 2), reference[step : step + 2])
   assert min(made) == step

@@ -1,11 +1,14 @@
 """Folders of classes."""
 
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dinov3_jax.evals import class_folders as folders
+from dinov3_jax.evals.class_folders import images_of_source
 from dinov3_jax.evals.session import LayoutError
 
 
@@ -21,6 +24,23 @@ def test_a_missing_class_keeps_the_numbers_of_others(mini_data, tmp_path):
   shutil.copytree(mini_data / "folders" / "val" / "discs", tmp_path / "discs")
   _, labels = folders.images_of(tmp_path, folders.classes_of(mini_data / "folders" / "train"))
   np.testing.assert_array_equal(labels, 2)
+
+
+def test_images_of_a_source(tmp_path, monkeypatch):
+  monkeypatch.setenv("DINOV3_JAX_CACHE", str(tmp_path / "cache"))
+  with tarfile.open(tmp_path / "x.tar", "w") as tar:
+    for name in ("train/a/1.png", "train/b/2.png", "train/3.png", "val/b/4.png"):
+      Image.new("RGB", (4, 4)).save(tmp_path / "one.png")
+      tar.add(tmp_path / "one.png", name)
+  spec = str(tmp_path / "x.tar")
+  images, labels, classes = images_of_source(spec, "train", None)
+  assert images == [f"{spec}/train/a/1.png", f"{spec}/train/b/2.png"]
+  assert labels.tolist() == [0, 1] and classes == ["a", "b"]
+  assert images_of_source(spec, "val", classes)[1].tolist() == [1]
+  with pytest.raises(LayoutError, match="no image for the split 'test'"):
+    images_of_source(spec, "test", classes)
+  with pytest.raises(LayoutError, match="has other classes in its split val"):
+    images_of_source(spec, "val", ["a", "c"])
 
 
 def test_other_folders_are_refused_or_left_out(mini_data):

@@ -124,36 +124,3 @@ def test_teacher_alone(tmp_path):
   chex.assert_trees_all_equal(part["backbone"], state.teacher["backbone"])
   with pytest.raises(ValueError, match="dino_head/last_layer/kernel"):
     checkpoint.restore_teacher(tmp_path, abstract(make_state(prototypes=7).teacher))
-
-
-def test_start_from_another_runs_teacher(tmp_path):
-  first, second, fresh = make_state(0), make_state(10), make_state(20, step=0)
-  write(tmp_path / "first", first)
-  write(tmp_path / "second", second)
-
-  config = settings(init_from=str(tmp_path / "first"))
-  checkpoint.check_start(config, abstract(fresh))
-  state = checkpoint.start(config, fresh)
-  chex.assert_trees_all_equal(state.student, first.teacher)
-  chex.assert_trees_all_equal(state.teacher, first.teacher)
-  chex.assert_trees_all_equal(state.gram_teacher, {"backbone": first.teacher["backbone"]})
-  chex.assert_trees_all_equal(state.opt_state, fresh.opt_state)
-  assert state.step == 0
-  jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(state)
-
-  config.gram.init_from = str(tmp_path / "second")
-  state = checkpoint.start(config, make_state(20, step=0))
-  chex.assert_trees_all_equal(state.student, first.teacher)
-  chex.assert_trees_all_equal(state.gram_teacher, {"backbone": second.teacher["backbone"]})
-
-
-def test_start_refuses_what_does_not_fit(tmp_path):
-  write(tmp_path, make_state())
-  config = settings(init_from=str(tmp_path))
-  with pytest.raises(ValueError, match=r"dino_head/last_layer/kernel.*config\.init_from"):
-    checkpoint.check_start(config, abstract(make_state(prototypes=7)))
-  config.model.num_heads = 8
-  with pytest.raises(ValueError, match=r"model\.num_heads = 16"):
-    checkpoint.check_start(config, abstract(make_state()))
-  with pytest.raises(FileNotFoundError, match="no checkpoint"):
-    checkpoint.check_start(settings(init_from=str(tmp_path / "absent")), abstract(make_state()))

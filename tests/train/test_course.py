@@ -3,9 +3,9 @@ import time
 import jax.numpy as jnp
 import pytest
 
+from dinov3_jax.costs.flops import StepFlops
 from dinov3_jax.train import loop, prepare
 from dinov3_jax.train.course import Course, Pause
-from dinov3_jax.train.flops import StepFlops
 from dinov3_jax.train.stability import Stability
 from dinov3_jax.train.writer import Writer
 

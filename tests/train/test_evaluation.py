@@ -41,8 +41,18 @@ def state(config):
   return init_state(config)
 
 
-def make(config, workdir, bank, held_out):
-  return evaluation.Evaluation(config, workdir, sharding.make_mesh(config), bank, held_out)
+def make(config, workdir, bank, held_out, **options):
+  return evaluation.Evaluation(config, workdir, sharding.make_mesh(config), bank, held_out,
+                               **options)
+
+
+def test_a_second_source_has_names_and_pictures_of_its_own(config, state, images, tmp_path):
+  evaluate = make(config, tmp_path, FolderSource(images, "train"), FolderSource(images, "val"),
+                  prefix="general/")
+  metrics = {}
+  evaluate(10, state, metrics)
+  assert metrics == {"general/knn_top1": 1.0, "general/knn_top5": 1.0}
+  assert (tmp_path / "pictures" / "general" / "step_0000010.png").is_file()
 
 
 def test_k_nn_and_picture(config, state, images, tmp_path):

@@ -11,8 +11,8 @@ import pytest
 import rich.console
 from PIL import Image
 
+from dinov3_jax.costs.flops import StepFlops
 from dinov3_jax.train import hooks
-from dinov3_jax.train.flops import StepFlops
 from dinov3_jax.train.state import TrainState
 
 
@@ -382,6 +382,6 @@ def test_profile_traces_some_steps(tmp_path):
 @pytest.mark.parametrize("terminal, kind", [(True, hooks.ProgressBar), (False, hooks.LogLine)])
 def test_bar_only_where_there_is_a_terminal(monkeypatch, terminal, kind):
   monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
-  shown = hooks.progress(10, 2, 0)
+  shown = hooks.progress(10, 2, 0, ".")
   shown.close()
   assert type(shown) is kind

@@ -43,6 +43,17 @@ def test_without_held_out_images_a_line_says_why(config, caplog):
   assert record.getMessage().startswith("no evaluation: ") and "\n" not in record.getMessage()
 
 
+def test_a_second_source_is_opened_in_both_splits_or_refused(config, labelled):
+  assert inputs.open_general(config) is None
+  config.evals.general = labelled
+  assert [len(part) for part in inputs.open_general(config)] == [5, 3]
+  assert config.data.source != labelled
+  config.evals.general = "/nowhere"
+  with pytest.raises(ValueError, match=r"evals\.general=/nowhere: .*no folder of images") as caught:
+    inputs.open_general(config)
+  assert "\n" not in str(caught.value)
+
+
 def batches(config, mesh, count=2):
   pipeline = inputs.open_pipeline(config, open_images(config, "train"), mesh)
   try:
@@ -97,3 +108,22 @@ def test_what_is_fetched_is_on_the_devices_and_the_position_is_after_it(config, 
   for name in second:
     np.testing.assert_array_equal(jax.device_get(again[name]), jax.device_get(second[name]))
   assert (first["global_crops"] != second["global_crops"]).any()
+
+
+def test_devices_distort_what_the_host_does_not(config, mesh):
+  made = {}
+  for colors in ("host", "device"):
+    config.data.colors = colors
+    pipeline = inputs.open_pipeline(config, open_images(config, "train"), mesh)
+    made[colors], position = inputs.fetch(pipeline, mesh)
+    pipeline.close()
+    assert position == {"step": 1}
+  host, device = made["host"], made["device"]
+  shapes = sharding.abstract_batch(config, mesh)
+  for name, array in device.items():
+    assert array.sharding == host[name].sharding and array.dtype == shapes[name].dtype
+    difference = np.abs(np.asarray(array, float) - np.asarray(host[name], float))
+    assert difference.mean() < 0.5 and (difference <= 3).mean() > 0.98
+  config.data.colors = "hosts"
+  with pytest.raises(ValueError, match="colors must be host or device, not 'hosts'"):
+    inputs.open_pipeline(config, open_images(config, "train"), mesh)

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dinov3_jax.costs.flops import step_flops
 from dinov3_jax.train import inputs, sharding
-from dinov3_jax.train.flops import step_flops
 from dinov3_jax.train.micro_batches import accumulated, split
 from dinov3_jax.train.objective import Objective, balancing_chunks
 from dinov3_jax.train.state import init_state

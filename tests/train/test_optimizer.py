@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from configs import base
-from dinov3_jax.train.optimizer import clip_by_module_norm, make_optimizer, param_groups
+from dinov3_jax.train.optimizer import (
+  clip_by_module_norm,
+  keep_fixed,
+  make_optimizer,
+  param_groups,
+)
 from dinov3_jax.train.state import abstract_modules
 from dinov3_jax.weights.naming import flatten
 
@@ -158,3 +163,57 @@ def test_zero_gradients_are_no_division_by_zero(params):
   jax.tree.map(np.testing.assert_array_equal, after, params)
 
 
+
+
+def test_moments_of_a_frozen_backbone_begin_with_its_first_step(params):
+  """After the wait, its updates and moments are those of a backbone that did not wait."""
+  constant = lambda value: lambda step: jnp.float32(value)
+  rates = dict(lr=constant(1e-2), last_layer_lr=constant(1e-2), weight_decay=constant(0.1),
+               backbone_ramp=lambda step: jnp.float32(step >= 3))
+  make = lambda freeze: make_optimizer(groups_of(params), rates, b1=0.9, b2=0.99, clip=1e9,
+                                       freeze=freeze)
+  grads = jax.tree.map(jnp.ones_like, params)
+  after, state = run(make(3), params, grads, 5)
+  del rates["backbone_ramp"]
+  expected, _ = run(make(0), params, grads, 2)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+               after["backbone"], expected["backbone"])
+  expected, _ = run(make(0), params, grads, 5)
+  np.testing.assert_allclose(after["dino_head"]["mlp"]["2"]["kernel"],
+                             expected["dino_head"]["mlp"]["2"]["kernel"], rtol=1e-5)
+  assert int(state[1]["backbone"].count) == 2 and int(state[1]["heads"].count) == 5
+  _, state = run(make(3), params, grads, 3)
+  assert not any(map(np.any, jax.tree.leaves(state[1]["backbone"])))
+
+
+def test_rate_and_decay_of_the_backbone_rise_with_the_ramp_and_its_own_factor(params):
+  constant = lambda value: lambda step: jnp.float32(value)
+  rates = dict(lr=constant(1e-2), last_layer_lr=constant(1e-2), weight_decay=constant(0.1),
+               backbone_ramp=constant(0.25))
+  groups = param_groups(params, layerwise_decay=1.0, patch_embed_lr_mult=1.0, dino_head_wd_mult=1.0,
+                        backbone_lr_mult=0.5)
+  after, _ = run(make_optimizer(groups, rates, b1=0.9, b2=0.99, clip=1e9), params,
+                 jax.tree.map(jnp.ones_like, params), 1)
+  for name, x in flatten(after).items():
+    before = flatten(params)[name]
+    backbone = name.startswith("backbone")
+    lr, decay = (0.125e-2, 0.025) if backbone else (1e-2, 0.1)
+    decayed = not name.endswith("bias") and "norm" not in name and "gamma" not in name
+    np.testing.assert_allclose(x, before - lr * (1 + decay * decayed * before), rtol=1e-5,
+                               atol=1e-6, err_msg=name)
+
+
+def test_what_is_not_trained_has_no_moments_and_stays_to_the_last_bit(params):
+  groups = param_groups(params, layerwise_decay=1.0, patch_embed_lr_mult=1.0, dino_head_wd_mult=1.0,
+                        trained="none")
+  params = {**params, "backbone": jax.tree.map(lambda x: -np.abs(0 * x), params["backbone"])}
+  after, state = run(make_optimizer(groups, schedules(), b1=0.9, b2=0.99, clip=1e9), params,
+                     jax.tree.map(jnp.ones_like, params), 2)
+  for x, y in zip(jax.tree.leaves(after["backbone"]), jax.tree.leaves(params["backbone"])):
+    np.testing.assert_array_equal(x, y)
+  assert not jax.tree.leaves(state[1].inner_state.mu["backbone"])
+  kept = keep_fixed(groups, None, params, jax.tree.map(lambda x: x + 1, params))
+  for x, y in zip(jax.tree.leaves(kept["backbone"]), jax.tree.leaves(params["backbone"])):
+    np.testing.assert_array_equal(np.signbit(x), np.signbit(y))
+  assert np.all(kept["dino_head"]["last_layer"]["kernel"]
+                == params["dino_head"]["last_layer"]["kernel"] + 1)

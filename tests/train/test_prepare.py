@@ -90,7 +90,7 @@ def test_a_run_goes_on_with_the_batch_after_its_newest_checkpoint(ready, tmp_pat
   ({"train.batch_size": 12}, "12 images cannot be spread over 8 data shards"),
   ({"mesh.fsdp": 3}, "mesh"),
   ({"data.source": "/nowhere"}, "/nowhere"),
-  ({"init_from": "/nowhere"}, "no checkpoint in /nowhere"),
+  ({"init_from": "/nowhere"}, "there is no file or folder /nowhere"),
 ])
 def test_refuses_what_cannot_work(config, tmp_path, changes, message):
   config.update_from_flattened_dict(changes)

@@ -129,6 +129,27 @@ def test_the_weight_of_a_gram_loss_counts_from_its_start():
     make_schedules(config)
 
 
+def test_a_backbone_that_waits_has_a_ramp():
+  config = base.get_config()
+  assert "backbone_ramp" not in make_schedules(config)
+  config.optim.update(freeze_backbone_steps=3, ramp_backbone_steps=4)
+  ramp = make_schedules(config)["backbone_ramp"]
+  np.testing.assert_allclose([ramp(i) for i in range(10)],
+                             [0, 0, 0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1], rtol=1e-6)
+  config.optim.ramp_backbone_steps = 0
+  np.testing.assert_array_equal([make_schedules(config)["backbone_ramp"](i) for i in range(5)],
+                                [0, 0, 0, 1, 1])
+  for schedule in config.schedules.values():
+    schedule.update(warmup_steps=0, cosine_steps=None)
+  config.optim.update(freeze_last_layer_steps=0, ramp_backbone_steps=4)
+  config.train.steps = 6
+  assert misfits(config) == [
+    "train.steps=6 is too short for optim.freeze_backbone_steps=3 and optim.ramp_backbone_steps=4: "
+    "lower these, too"]
+  config.train.steps = 7
+  assert misfits(config) == []
+
+
 def test_prototypes_may_stay_fixed_for_a_whole_run():
   config = base.get_config()
   config.train.steps = 37_500

@@ -9,7 +9,9 @@ from configs import base
 from dinov3_jax.train import settings
 from dinov3_jax.train.settings import check_settings
 
-RECIPES = sorted({path.stem for path in Path(base.__file__).parent.glob("*.py")} - {"__init__"})
+# Those of dino.txt have settings of their own, which `text.settings` checks.
+RECIPES = sorted({path.stem for path in Path(base.__file__).parent.glob("*.py")
+                  if not path.stem.startswith("dinotxt")} - {"__init__"})
 
 
 def problems(config=None, **changes) -> list[str]:
@@ -146,8 +148,8 @@ def test_sizes_of_crops_are_whole_numbers(key):
 
 
 @pytest.mark.parametrize("teacher, sizes, fits", [
-  ("none", (0,), True), ("ema", (0,), True), ("own", (256,), True),
-  ("none", (256,), False), ("ema", (256,), False), ("own", (0,), False)])
+  ("none", (0,), True), ("ema", (0,), True), ("own", (256,), True), ("own", (0,), True),
+  ("none", (256,), False), ("ema", (256,), False)])
 def test_gram_crops_are_for_a_teacher_of_its_own(teacher, sizes, fits):
   changes = {"gram.teacher": teacher, "crops.gram_sizes": sizes}
   if fits:
@@ -155,6 +157,42 @@ def test_gram_crops_are_for_a_teacher_of_its_own(teacher, sizes, fits):
   else:
     (problem,) = problems(**changes)
     assert problem.startswith(f"gram.teacher={teacher!r} does not go with crops.gram_sizes={sizes}")
+
+
+def test_a_gram_teacher_has_crops_of_its_own_at_all_resolutions_or_at_none():
+  two = {f"crops.{key}": value for key, value in dict(
+    global_sizes=(224, 256), local_sizes=(96, 112), size_weights=(0.5, 0.5)).items()}
+  own = {"gram.teacher": "own"}
+  for sizes in ((0, 0), (448, 512)):
+    passes(**two, **own, **{"crops.gram_sizes": sizes})
+  (problem,) = problems(**two, **own, **{"crops.gram_sizes": (448, 0)})
+  assert problem.endswith("needs them at all resolutions or, with sizes of 0, at none")
+
+
+def test_features_are_preserved_where_there_is_a_frozen_network():
+  weight = {"cls_preservation.weight": 1.0}
+  passes(**weight, **{"gram.teacher": "own"})
+  for teacher in ("none", "ema"):
+    (problem,) = problems(**weight, **{"gram.teacher": teacher})
+    assert problem.startswith("cls_preservation.weight=1.0 needs") and "gram.teacher=own" in problem
+
+
+def test_a_backbone_waits_for_a_part_of_the_run_or_for_all_of_it():
+  freeze, ramp = "optim.freeze_backbone_steps", "optim.ramp_backbone_steps"
+  for steps in (-1, 0, 1000):
+    passes(**{freeze: steps})
+  passes(**{ramp: 1000})
+  assert problems(**{freeze: -2})[0].startswith(f"{freeze} must not be below -1, not -2")
+  assert problems(**{freeze: -1, ramp: 5})[0].startswith(f"{ramp}=5 comes after a frozen phase")
+  assert problems(**{freeze: 125_000})[0].startswith(
+    f"{freeze}=125000 leaves the backbone none of train.steps=125000: lower it, or set it to -1")
+
+
+@pytest.mark.parametrize("key, value", [("general", "openmoji"), ("best", "knn_top1")])
+def test_what_is_said_of_evaluations_needs_some(key, value):
+  passes(**{f"evals.{key}": value})
+  (problem,) = problems(**{f"evals.{key}": value, "evals.every": 0})
+  assert problem.startswith(f"evals.{key}={value!r} is ") and "set evals.every, too" in problem
 
 
 @pytest.mark.parametrize("key", ["image_size", "picture_size"])

@@ -9,9 +9,13 @@ from safetensors.numpy import save_file
 
 import dinov3_jax
 from configs import base
+from dinov3_jax.models import callables
 from dinov3_jax.train import checkpoint, loop, sharding, teacher
+from dinov3_jax.train.state import abstract_modules
+from dinov3_jax.train.targets import make_targets
 from dinov3_jax.weights import exporting, naming, native
-from tests.distilled import write_run
+from tests import strangers
+from tests.distilled import tiny_student, write_run
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -77,6 +81,69 @@ def test_what_cannot_teach(teacher_run, tmp_path):
   shutil.rmtree(damaged / "checkpoints" / "1" / "config")
   with pytest.raises(native.DamagedCheckpoint):
     teacher.find(str(damaged))
+
+
+def heads_config(images, callable, **options):
+  """Three steps of heads on somebody else's network."""
+  config = tiny_student(images, "")
+  with config.unlocked():
+    config.model = base.foreign(callable, 12, 8, **options)
+  config.train.steps = 3
+  config.schedules.lr.warmup_steps = config.schedules.teacher_temp.warmup_steps = 1
+  return config
+
+
+def test_heads_learn_on_a_function_and_teach(quick_images, distill_config, mesh, tmp_path):
+  config = heads_config(quick_images, "tests.strangers:pixels")
+  config.evals.update(every=3, image_size=16, picture_size=16)
+  state = loop.train(config, tmp_path / "heads")
+  assert not state.student["backbone"]
+  born = jax.jit(lambda: loop.init_state(config))()
+  moved = jax.tree.map(lambda x, y: bool((x != y).any()), state.teacher, born.teacher)
+  assert all(jax.tree.leaves(moved)) and len(jax.tree.leaves(moved)) == 14
+  images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+  tokens = dinov3_jax.load(None, tmp_path / "heads")(images)
+  np.testing.assert_allclose(tokens["cls"], strangers.pixels(images)[0], atol=1e-6)
+
+  found = teacher.find(str(tmp_path / "heads"))
+  batch = dict(global_crops=images.reshape(1, 2, 16, 16, 3))
+  made = jax.jit(make_targets(distill_config, found.config))(
+    found.read(mesh, "float32").params, batch)
+  graphs, _ = abstract_modules(config)
+  head = nnx.merge(graphs["ibot_head"], state.teacher["ibot_head"])
+  expected = head.bottleneck(strangers.pixels(images)[1])
+  np.testing.assert_allclose(made["patches"][0], expected, atol=1e-5)
+
+
+def test_a_model_of_transformers_teaches_until_its_weights_change(quick_images, distill_config,
+                                                                  tmp_path):
+  path = strangers.save_dinov2(tmp_path / "dinov2")
+  config = heads_config(quick_images, f"transformers:{path}", host=True)
+  loop.train(config, tmp_path / "heads")
+  stored = checkpoint.stored_config(checkpoint.latest(tmp_path / "heads"))
+  assert stored.model.digest == callables.find(f"transformers:{path}").digest
+  distill_config.distill.teacher = str(tmp_path / "heads")
+  distill_config.train.steps = 3
+  distill_config.schedules.lr.warmup_steps = 1
+  distill_config.schedules.teacher_temp.warmup_steps = 1
+  assert int(loop.train(distill_config, tmp_path / "student").step) == 3
+
+  strangers.save_dinov2(path, seed=1)
+  callables.find.cache_clear()
+  with pytest.raises(ValueError, match="are not those that its heads were trained on") as error:
+    loop.prepare(distill_config, tmp_path / "student")
+  assert "\n" not in str(error.value)
+  with pytest.raises(ValueError, match=r"was trained with model\.digest = ") as error:
+    loop.prepare(config, tmp_path / "heads")
+  assert "\n" not in str(error.value)
+
+
+def test_a_foreign_backbone_has_no_weights_to_export(quick_images, tmp_path):
+  config = heads_config(quick_images, "tests.strangers:pixels")
+  write_run(tmp_path / "run", config)
+  with pytest.raises(ValueError, match="is somebody else's network") as error:
+    exporting.export(tmp_path / "run", "safetensors", tmp_path / "out")
+  assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_a_convnext_learns_and_is_loadable_and_evaluated(distill_config, tmp_path):

@@ -166,7 +166,7 @@ def test_an_evaluation_that_was_done_is_not_done_again(run, monkeypatch, bank, h
       self.labels = [0] if labelled else None
 
   seen = []
-  monkeypatch.setattr(watching, "Evaluation", lambda *args, done: seen.append(done))
+  monkeypatch.setattr(watching, "Evaluation", lambda *args, done, prefix: seen.append(done))
   run.folder = run.workdir / "checkpoints" / "4"
   run.source, run.held_out = Images(bank), Images(held_out)
   (run.workdir / "metrics.jsonl").write_text(json.dumps({"step": 4} | last) + "\n")

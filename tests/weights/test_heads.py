@@ -73,3 +73,18 @@ def test_what_has_several(teacher, tmp_path):
   arrays = {f"{network}.{name}": x for network in ("a", "b")
             for name, x in naming.flatten(teacher).items()}
   assert "the heads of several networks (a, b)" in refused(arrays, tmp_path)
+
+
+def test_the_heads_that_are_there_are_known_and_can_be_read_alone(teacher, tmp_path):
+  path = tmp_path / "model.safetensors"
+  arrays = naming.flatten(teacher)
+  save_file(arrays, path)
+  assert heads.sizes_of(path) == SIZES
+  save_file({name: x for name, x in arrays.items() if not name.startswith("ibot_head.")}, path)
+  assert heads.sizes_of(path) == {"dino_head": SIZES["dino_head"]}
+  sizes, params = heads.read(path, names=["dino_head"])
+  assert list(sizes) == list(params) == ["dino_head"]
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(params["dino_head"]),
+               teacher["dino_head"])
+  save_file(naming.flatten(teacher["backbone"]), path)
+  assert heads.sizes_of(path) == {}

@@ -67,18 +67,45 @@ class FolderSource:
   def __len__(self) -> int:
     return len(self._paths)
 
+  def paths(self) -> list[str]:
+    """The images' paths relative to the folder, in their order."""
+    return [os.fsdecode(bytes(path)) for path in self._paths]
+
+  def _path(self, index: int) -> str:
+    return os.fsdecode(bytes(self._paths[index]))
+
+  def name(self, index: int) -> str:
+    """The name of an image, without reading it."""
+    return printable(self._path(index))
+
+  def encoded(self, index: int) -> bytes:
+    """The bytes of an image's file.
+
+    Raises:
+      DamagedImage: it cannot be read.
+      FileNotFoundError: the folder is gone.
+    """
+    try:
+      return (self.root / self._path(index)).read_bytes()
+    except OSError as error:
+      self._check_there()
+      raise DamagedImage(self.name(index), error.strerror or error) from error
+
   def __getitem__(self, index: int) -> dict:
-    path = os.fsdecode(bytes(self._paths[index]))
-    name = printable(path)
+    name = self.name(index)
     label = -1 if self.labels is None else int(self.labels[index])
     try:
-      image = self._decoder(self.root / path, name)
+      image = self._decoder(self.root / self._path(index), name)
     except DamagedImage:
-      if not self.root.is_dir():
-        raise FileNotFoundError(f"the folder of images {printable(self.root)} is not there any "
-                                "more") from None
+      self._check_there()
       raise
     return {"image": image, "label": label, "name": name}
+
+  def _check_there(self):
+    """Raises a FileNotFoundError where not an image, but the whole folder is gone."""
+    if not self.root.is_dir():
+      raise FileNotFoundError(f"the folder of images {printable(self.root)} is not there any "
+                              "more") from None
 
   def _tell(self, found: list[str], splits: list[str], layout: Layout, total: int,
             others: collections.Counter):

@@ -114,6 +114,16 @@ class OpenMoji:
     return {"image": self._drawn[index], "label": int(self.labels[index]),
             "name": self.names[index]}
 
+  def name(self, index: int) -> str:
+    """The name of a drawing."""
+    return self.names[index]
+
+  def encoded(self, index: int) -> bytes:
+    """A drawing over white, as a PNG."""
+    data = io.BytesIO()
+    Image.fromarray(self[index]["image"]).save(data, "PNG")
+    return data.getvalue()
+
   def mask(self, index: int) -> np.ndarray:
     """The foreground of an image: its alpha channel, uint8 [side, side], 255 where it is opaque."""
     return np.asarray(self._draw(index))[..., 3]

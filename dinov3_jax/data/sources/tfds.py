@@ -28,7 +28,7 @@ class TfdsSource:
     except ImportError as error:
       raise ValueError(f"tfds:{name} needs a package that is missing ({error.name}); "
                        "pip install tensorflow-datasets array_record") from error
-    self.name, self._decoder = name, decoder
+    self.set, self._decoder = name, decoder
     try:
       # TFDS itself reads this variable once, when it is imported.
       builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"),
@@ -77,8 +77,9 @@ class TfdsSource:
   def __len__(self) -> int:
     return len(self._data)
 
-  def __getitem__(self, index: int) -> dict:
-    name = f"{self.name}/{self.span}/{index}"
+  def _record(self, index: int) -> tuple[dict, str]:
+    """What is stored of an image, not decoded, and its name."""
+    name = f"{self.set}/{self.span}/{index}"
     try:
       record = self._data[int(index)]
     except Exception as error:
@@ -86,6 +87,25 @@ class TfdsSource:
     if self._file_name:
       file = record[self._file_name]
       name = file.decode() if isinstance(file, bytes) else str(file)
+    return record, name
+
+  def name(self, index: int) -> str:
+    """The name of an image: that of its file, which takes reading its record, or its number."""
+    try:
+      return self._record(index)[1] if self._file_name else f"{self.set}/{self.span}/{index}"
+    except DamagedImage as error:
+      return error.name
+
+  def encoded(self, index: int) -> bytes:
+    """The bytes of an image as they are stored."""
+    return bytes(self._record(index)[0][self._image])
+
+  def label(self, index: int) -> int:
+    """The label of an image, -1 without one; it takes reading its record."""
+    return int(self._record(index)[0][self._label]) if self._label else -1
+
+  def __getitem__(self, index: int) -> dict:
+    record, name = self._record(index)
     label = int(record[self._label]) if self._label else -1
     return {"image": self._decoder(bytes(record[self._image]), name), "label": label, "name": name}
 

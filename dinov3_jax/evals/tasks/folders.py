@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dinov3_jax.data.sources import is_spec
 from dinov3_jax.evals import classification, labelled_sets
 from dinov3_jax.evals import linear as probe
 from dinov3_jax.evals import logistic as regression
-from dinov3_jax.evals.class_folders import LAYOUT, classes_of, images_of
+from dinov3_jax.evals.class_folders import LAYOUT, classes_of, images_of, images_of_source
 from dinov3_jax.evals.framing import framing
 from dinov3_jax.evals.knn import knn_accuracy
 from dinov3_jax.evals.labelled_sets import PER_CLASS
@@ -65,18 +66,23 @@ class Data:
 
 
 def _data(session: Session, size: int, shorter: int | None, several: bool = False) -> Data:
-  """Class folders, or one of the sets of `labelled_sets`.
+  """Class folders, a source whose split `val` is the test set, or one of `labelled_sets`.
 
   Args:
     size, shorter: as for `framing`, of the task itself.
     several: whether the task can do with several labels an image.
   """
-  known = any((session.data / marker).exists() for marker in labelled_sets.READERS)
+  spec = str(session.data)
+  known = not is_spec(spec) and any(
+    (session.data / marker).exists() for marker in labelled_sets.READERS)
   if known:
     own = labelled_sets.find(session)
     classes, splits = own.classes, (own.train, own.test)
     if own.train[1].ndim == 2 and not several:
       raise LayoutError(f"{own.name} has several labels an image: the task logistic can do with it")
+  elif is_spec(spec):
+    *train, classes = images_of_source(spec, "train", None)
+    splits = [train, images_of_source(spec, "val", classes)[:2]]
   else:
     folder = session.path("train", LAYOUT)
     classes = classes_of(folder)

@@ -1,6 +1,7 @@
 """Classification of folders."""
 
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -31,6 +32,15 @@ def test_colours_are_told_apart(session_of, colours, task):
   assert result.protocol["train"] == 24 and result.protocol["test"] == 12
   assert any("images of 32 pixels" in line for line in result.differs)
   assert all(picture.shape == (480, 480, 3) for picture in result.pictures.values())
+
+
+def test_a_tar_of_the_same_images_gives_the_same_figures(session_of, colours, tmp_path,
+                                                         monkeypatch):
+  monkeypatch.setenv("DINOV3_JAX_CACHE", str(tmp_path / "cache"))
+  with tarfile.open(tmp_path / "x.tar", "w") as tar:
+    tar.add(colours, ".")
+  ours, theirs = (folders.knn(session_of(data, size=32)) for data in (tmp_path / "x.tar", colours))
+  assert ours.figures == theirs.figures and ours.protocol == theirs.protocol
 
 
 def test_a_known_set(session_of, colours, tmp_path):

@@ -75,19 +75,24 @@ def crops_of_step(config, shards: int, resolution: int = 0) -> tuple[list[Crops]
   skips = "depths" not in config.model  # a ConvNeXt computes what it then leaves out
 
   def trained(count, patches):
-    kept = max(int(count // shards * (1 - config.model.drop_path)), 1) * shards
+    kept = max(int(count // shards * (1 - config.model.get("drop_path", 0.0))), 1) * shards
     return Crops(count, kept if skips else count, patches)
 
   student = [trained(2 * images, big), trained(crops.locals * images, small)]
-  return student, [Crops(2 * images, 2 * images, patches) for patches in (big, gram) if patches]
+  seen = [big]
+  if config.gram.teacher == "own":
+    seen.append(gram or big)
+  return student, [Crops(2 * images, 2 * images, patches) for patches in seen]
 
 
 def step_flops(config, shards: int, resolution: int = 0, teacher=None) -> StepFlops:
   """The model's matrix products, two operations for a multiplication and its addition.
 
-  Student: forward and twice that backward; teacher and Gram teacher: forward. What
+  Student: forward and twice that backward, once where only low-rank adapters learn, whose own
+  products are not counted, and nothing where the backbone is frozen to the end; teacher and Gram
+  teacher: forward. What
   rematerialisation and chunked losses compute again is not counted, nor are a ConvNeXt's depthwise
-  convolutions.
+  convolutions, nor what somebody else's network does.
 
   Args:
     config: of the run.
@@ -112,14 +117,15 @@ def step_flops(config, shards: int, resolution: int = 0, teacher=None) -> StepFl
   else:
     teachers = []
     rest += 2 * images * _logits(teacher.dino) + masked * _logits(teacher.ibot)
+  passes = 1 + _backward(config)
   # An image has no gradient, so the embedding's backward pass is one product.
-  rest += 2 * sum(map(embed, student)) + sum(map(embed, teachers))
+  rest += (2 if passes == 3 else 1) * sum(map(embed, student)) + sum(map(embed, teachers))
   rest += sum(crops.count * blocks(crops) for crops in teachers)
   if config.gram.teacher != "none":
     shared = 1 if config.gram.image_level else 2 * images // shards
     rest += 4 * 2 * images * 2 * patches**2 * shared * features
-  full = 3 * sum(crops.count * blocks(crops) for crops in student)
-  executed = 3 * sum(crops.kept * blocks(crops) for crops in student)
+  full = passes * sum(crops.count * blocks(crops) for crops in student)
+  executed = passes * sum(crops.kept * blocks(crops) for crops in student)
   return StepFlops(float(full + rest), float(executed + rest))
 
 
@@ -138,10 +144,15 @@ def targets_flops(config, teacher, resolution: int = 0) -> float:
   return float(2 * config.train.batch_size * (backbone + dino + patches * ibot))
 
 
+def crop_sides(batch) -> tuple[int, int, int]:
+  """The sides of a batch's global, local and Gram crops, in pixels; 0 for those that it lacks."""
+  return tuple(batch[name].shape[2] if name in batch else 0
+               for name in ("global_crops", "local_crops", "gram_crops"))
+
+
 def flops_by_crops(configs: Sequence, shards: int, teacher=None
                    ) -> dict[tuple[int, int, int], StepFlops]:
-  """What is computed in a step at every resolution, by the sides of a batch's global, local and
-  Gram crops.
+  """What is computed in a step at every resolution, by the `crop_sides` of its batch.
 
   Args:
     configs: of the runs that take a step each on the same batch.
@@ -158,7 +169,27 @@ def flops_by_crops(configs: Sequence, shards: int, teacher=None
   return result
 
 
+def _backward(config) -> int:
+  """The cost of the backbone's backward pass, in forward passes."""
+  if config.optim.freeze_backbone_steps < 0:
+    return 0
+  return 1 if config.model.get("adapter_rank") else 2
+
+
+def forward_flops(model, patches: int, embed: bool = True) -> int:
+  """Forward through a backbone, for one image; or through its blocks alone.
+
+  Args:
+    model: its settings.
+    patches: of the image.
+    embed: whether the patches are embedded, too.
+  """
+  return _blocks(model, patches) + (_embed(model, patches) if embed else 0)
+
+
 def _embed(model, patches: int) -> int:
+  if "callable" in model:
+    return 0
   if "depths" in model:  # the first of four grids, in patches of 4 pixels
     return 2 * 64 * patches * 4**2 * model.in_channels * model.dims[0]
   return 2 * patches * model.patch_size**2 * model.in_channels * model.width
@@ -166,6 +197,8 @@ def _embed(model, patches: int) -> int:
 
 def _blocks(model, patches: int) -> int:
   """Forward through all blocks, for one crop."""
+  if "callable" in model:
+    return 0
   if "depths" in model:
     return _stages(model, patches)
   tokens = patches + 1 + model.storage_tokens

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dinov3_jax.train import prepare, sharding
-from dinov3_jax.train.collectives import bytes_by_kind, collectives, least_bytes, sent
+from dinov3_jax.costs.collectives import bytes_by_kind, collectives, least_bytes, sent
+from dinov3_jax.train import ahead, prepare, sharding
 
 
 def elements(operand):
@@ -77,6 +77,21 @@ def test_parameters_are_gathered_gradients_summed_and_nothing_else_moves(config,
   assert bytes_by_kind(found)["all-gather"] == least["all-gather"]
   summed = sum(c.bytes for c in found if c.kind != "all-gather")
   assert summed == pytest.approx(least["reduce-scatter"] + least["all-reduce"], rel=0.02)
+
+
+def test_of_a_frozen_teacher_all_is_gathered_once(distill_config, tiny_config):
+  """Its heads' last layers by the student's step, which gathers no average of its own."""
+  distill_config.update_from_flattened_dict({
+    "mesh.data": 2, "mesh.fsdp": 4, "train.batch_size": 16, "koleo.group": 2,
+    "train.remat": "full", "model.depth": 3})
+  tiny_config.dino.prototypes, tiny_config.ibot.prototypes = 32, 24
+  mesh = sharding.make_mesh(distill_config, jax.devices()[:8])
+  for part in ahead.parts(distill_config, mesh, taught_by=tiny_config):
+    found = collectives(part.lower().compile().as_text(), 8)
+    assert bytes_by_kind(found)["all-gather"] == part.least["all-gather"]
+    summed = sum(c.bytes for c in found if c.kind != "all-gather")
+    least = part.least.get("reduce-scatter", 0) + part.least.get("all-reduce", 0)
+    assert summed == pytest.approx(least, rel=0.02)
 
 
 def test_without_knowing_its_mesh_the_step_moves_more(config):
@@ -161,6 +176,19 @@ def test_as_a_tpu_compiler_writes_it():
   gather, scatter = sorted(collectives(HLO, 8))
   assert gather == ("all-gather", ("bf16[1,4]{1,0}",), 8, 40, 40 * 7 * 8.0, "f")
   assert scatter[:1] + scatter[2:5] == ("reduce-scatter", 8, 40, 40 * 7 / 8 * 64)
+
+
+def test_a_gather_beside_other_work_counts_once():
+  """Its start, the fusion that it goes on beside, and its end, in the rounds of a loop."""
+  gather = "all-gather(%p), channel_id={}, replica_groups=[1,8]<=[8]"
+  fusion = "%{} (p: bf16[1,4]) -> bf16[8,4] {{\n  %p = bf16[1,4]{{1,0{}}} parameter(0)\n" + (
+    "  ROOT %g = bf16[8,4]{{1,0}} " + gather + "\n}}\n\n")
+  names = [("start", "", 3), ("beside", ":S(1)", 3), ("end", "", 3), ("other", "", 4)]
+  hlo = HLO.replace("%body (t", "".join(fusion.format(*x) for x in names) + "%body (t").replace(
+    "  %start =", "".join(f"  %{name}1 = bf16[8,4]{{1,0}} fusion(%fused), calls=%{name}\n"
+                          for name, _, _ in names) + "  %start =")
+  found = [c for c in collectives(hlo, 8) if c.kind == "all-gather"]
+  assert [c.bytes for c in found] == [40 * 7 * 8.0] * 3  # channels 3 and 4, and the one before
 
 
 def test_bytes_on_a_ring():

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from dinov3_jax.costs.flops import crops_of_step
 from dinov3_jax.models.partition import axes_of
-from dinov3_jax.train.flops import crops_of_step
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
@@ -45,12 +45,18 @@ class Collective(NamedTuple):
 def collectives(hlo: str, devices: int) -> list[Collective]:
   """The collectives of a compiled program; those in loops count for every round.
 
+  A TPU's compiler writes one that goes on beside other work several times: in the fusion that
+  starts it, in those that it goes on beside, and in the one that ends it. They share a channel, and
+  count once.
+
   Args:
     hlo: `compiled.as_text()`.
     devices: of the program.
   """
   computations, entry = _parse(hlo)
-  found = []
+  fused = {name for body in computations.values() for i in body if i.opcode == "fusion"
+           for called in _CALLED.findall(i.arguments) for name in re.findall(r"[\w.\-]+", called)}
+  found, stages = [], set()
   for name, times in _times(computations, entry).items():
     types = {i.name: i.type for i in computations[name]}
     for i in computations[name]:
@@ -59,6 +65,12 @@ def collectives(hlo: str, devices: int) -> list[Collective]:
         continue
       inside, _, rest = i.arguments.partition(")")
       operands = tuple(types[x] for x in re.findall(r"%?([\w.\-]+)", inside) if x in types)
+      channel = re.search(r"channel_id=(\d+)", rest)
+      if name in fused and channel:
+        stage = kind, channel[1], *(_TYPE.search(x)[0] for x in operands)
+        if stage in stages:
+          continue
+        stages.add(stage)
       group = _group(rest, devices)
       source = re.search(r'op_name="([^"]*)"', rest)
       size = sum(map(_bytes, operands))
@@ -81,7 +93,7 @@ def bytes_by_kind(found: list[Collective]) -> dict[str, float]:
   return dict(totals)
 
 
-def least_bytes(config, student, mesh, resolution: int = 0) -> dict[str, float]:
+def least_bytes(config, student, mesh, resolution: int = 0, teacher=None) -> dict[str, float]:
   """What a step must send from each device for its layout, in bytes by kind.
 
   Parameters cut over `fsdp` are gathered in the computation's dtype: each network's once, and the
@@ -97,6 +109,8 @@ def least_bytes(config, student, mesh, resolution: int = 0) -> dict[str, float]:
     student: its parameters as shapes with shardings.
     mesh: their mesh.
     resolution: which entry of the lists of crop sizes.
+    teacher: parameters of a frozen teacher, likewise, of which the step gathers the prototypes
+      alone, and the average of the student nothing; `least_bytes_of_targets` is the rest.
   """
   width = np.dtype(config.train.dtype).itemsize
   sizes = mesh.shape
@@ -104,11 +118,11 @@ def least_bytes(config, student, mesh, resolution: int = 0) -> dict[str, float]:
   least = collections.Counter()
   for path, x in jax.tree_util.tree_leaves_with_path(student):
     names = [key.key for key in path]
-    axes = set(itertools.chain(*map(axes_of, x.sharding.spec)))
-    held = x.size / math.prod(sizes[a] for a in axes)
-    if "fsdp" in axes:
+    held = _held(x, sizes)
+    if "fsdp" in _cut(x):
       again = "blocks" in names and config.train.remat != "none"
-      passes = 2 + again + (names[0] == "backbone" and config.gram.teacher == "own")
+      passes = 1 + (teacher is None) + again + (
+        names[0] == "backbone" and config.gram.teacher == "own")
       passes *= parts if "blocks" in names else 1
       least["all-gather"] += passes * sent("all-gather", width * held, fsdp)
       least["reduce-scatter"] += parts * sent("reduce-scatter", 4 * held * fsdp, fsdp)
@@ -121,14 +135,58 @@ def least_bytes(config, student, mesh, resolution: int = 0) -> dict[str, float]:
   passes = 4 if config.train.remat in ("none", "dots") else 5
   if "depths" in config.model:  # one branch in place of two, and as a teacher never of its own kind
     passes, teacher_crops = 2, []
+  if teacher is not None:
+    teacher_crops = []
+    least["all-gather"] += sum(
+      sent("all-gather", width * _held(x, sizes), fsdp) for x in (
+        teacher[head]["last_layer"]["kernel"] for head in ("dino_head", "ibot_head"))
+      if "fsdp" in _cut(x))
   summed = (passes * _activations(config.model, student_crops)
             + 2 * _activations(config.model, teacher_crops)) / shards
   least["all-reduce"] += sent("all-reduce", width * summed, sizes["tensor"])
   return {kind: size for kind, size in least.items() if size}
 
 
+def least_bytes_of_targets(config, teacher_config, teacher, mesh, resolution: int = 0
+                           ) -> dict[str, float]:
+  """What the targets of a frozen teacher must send from each device, in bytes by kind.
+
+  Its parameters cut over `fsdp` are gathered once, but for the heads' last layers, which each
+  student's step gathers; with `tensor` cut, both branches of a block sum their outputs.
+
+  Args:
+    config: of a student's run.
+    teacher_config: settings with the section `model`.
+    teacher: its parameters as shapes with shardings.
+    mesh: their mesh.
+    resolution: which entry of the lists of crop sizes.
+  """
+  width, sizes = np.dtype(config.train.dtype).itemsize, mesh.shape
+  least = collections.Counter()
+  for path, x in jax.tree_util.tree_leaves_with_path(teacher):
+    if "fsdp" in _cut(x) and "last_layer" not in [key.key for key in path]:
+      least["all-gather"] += sent("all-gather", width * _held(x, sizes), sizes["fsdp"])
+  shards = sizes["fsdp"] * sizes["data"]
+  crops = crops_of_step(config, shards, resolution)[1][:1]
+  summed = 2 * _activations(teacher_config.model, crops) / shards
+  least["all-reduce"] += sent("all-reduce", width * summed, sizes["tensor"])
+  return {kind: size for kind, size in least.items() if size}
+
+
+def _cut(x) -> set[str]:
+  """The axes of the mesh over which an array is cut."""
+  return set(itertools.chain(*map(axes_of, x.sharding.spec)))
+
+
+def _held(x, sizes) -> float:
+  """How many values of an array a device has."""
+  return x.size / math.prod(sizes[axis] for axis in _cut(x))
+
+
 def _activations(model, crops) -> int:
   """How many values leave the blocks, one branch of each."""
+  if "callable" in model:
+    return 0
   if "depths" in model:
     of_patch = sum(depth * (8 >> i) ** 2 * features
                    for i, (depth, features) in enumerate(zip(model.depths, model.dims)))

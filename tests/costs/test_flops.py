@@ -5,9 +5,9 @@ import jax.extend
 import pytest
 
 from configs import base
+from dinov3_jax.costs.flops import flops_by_crops, step_flops, targets_flops
 from dinov3_jax.models.variants import stride
 from dinov3_jax.train import sharding
-from dinov3_jax.train.flops import flops_by_crops, step_flops, targets_flops
 from dinov3_jax.train.state import abstract_modules, init_state
 from dinov3_jax.train.step import make_train_step
 from dinov3_jax.train.targets import make_targets, teacher_crops

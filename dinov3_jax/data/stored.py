@@ -1,0 +1,37 @@
+"""Images of a source, wherever images are named by paths."""
+
+import zlib
+
+import numpy as np
+
+
+class Stored(str):
+  """An image of a source, to be given in place of a path: as a string it is a name, which begins
+  with that of the source, and `Decoder` reads it.
+
+  Attributes:
+    source: that has it.
+    index: its number there.
+  """
+
+  @classmethod
+  def of(cls, what: str, source, index: int) -> "Stored":
+    """The image `index` of a `Source` that the user calls `what`."""
+    stored = cls(f"{what}/{source.name(index)}")
+    stored.source, stored.index = source, index
+    return stored
+
+  def read(self) -> np.ndarray:
+    """Its pixels, uint8 [H, W, 3].
+
+    Raises:
+      DamagedImage: it cannot be read.
+    """
+    return self.source[self.index]["image"]
+
+  def mark(self) -> tuple[int, int]:
+    """What tells whether it may have changed: of its file, where there is one, bytes and a number
+    for its time; (-1, -1) otherwise."""
+    index = getattr(self.source, "index", None)
+    known = index and index.marks[int(index.file[self.source.rows[self.index]])]
+    return (known[0], zlib.crc32(str(known[1]).encode())) if known else (-1, -1)

@@ -1,0 +1,59 @@
+"""JPEGs by simplejpeg: bit for bit Pillow's, or left to Pillow."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinov3_jax.data import jpeg
+from dinov3_jax.data.decode import Decoder, decode
+
+pytest.importorskip("simplejpeg")
+
+
+def encoded(size=(117, 89), mode="RGB", **options):
+  rng = np.random.default_rng(0)
+  image = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(size, 3)
+  data = io.BytesIO()
+  image.convert(mode).save(data, "JPEG", **options)
+  return data.getvalue()
+
+
+def by_pillow(data):
+  return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize("options", [
+  dict(quality=90), dict(quality=97, subsampling=0), dict(subsampling=1), dict(progressive=True),
+  dict(mode="L"), dict(keep_rgb=True), dict(optimize=True)], ids=str)
+def test_pixels_are_those_of_pillow(options):
+  data = encoded(**options)
+  np.testing.assert_array_equal(jpeg.pixels(data, 2**20), by_pillow(data))
+  np.testing.assert_array_equal(decode(data, "x"), by_pillow(data))
+
+
+def test_what_is_left_to_pillow():
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  data = encoded()
+  junk = data[:400] + b"\xff\xd9" + data[402:]
+  cut = data[: len(data) // 2]
+  for other in (encoded(exif=exif), encoded(mode="CMYK"), cut, junk, b"", b"RIFF"):
+    assert jpeg.pixels(other, 2**20) is None
+  assert jpeg.pixels(data, 117 * 89 - 1) is None
+  assert decode(encoded(exif=exif), "x").shape == (117, 89, 3)
+
+
+@pytest.mark.parametrize("least", [30, 60, 100, 1000])
+def test_images_become_smaller_while_they_stay_large_enough(least):
+  size = (800, 600)
+  data = encoded(size)
+  small = Decoder(least_side=least)(data, "x")
+  root = math.sqrt(small.shape[0] * small.shape[1])
+  full = math.sqrt(size[0] * size[1])
+  assert root >= min(least, full)
+  assert root <= max(least, full / 8) + full / 8 or least > full  # by steps of an eighth
+  averaged = np.asarray(Image.fromarray(by_pillow(data)).resize(small.shape[1::-1], Image.BOX))
+  assert np.abs(small.astype(int) - averaged).mean() < 2

@@ -1,0 +1,94 @@
+"""Packing: the same images, going on after a stop, what is shrunk, and what is left as it is."""
+
+import hashlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinov3_jax.data import packing
+from dinov3_jax.data.packing import Encoding, pack
+from dinov3_jax.data.sources import open_source
+
+
+def test_splits_names_and_labels_stay(tmp_path, images):
+  seen = []
+  result = pack(images, tmp_path / "out", images_per_shard=7, progress=lambda *x: seen.append(x))
+  assert result.images == 40 and result.bytes_before == result.bytes_after and not result.left_out
+  assert seen[0] == (0, 40) and seen[-1] == (40, 40)
+  for split in ("train", "val", "test"):
+    ours, theirs = open_source(tmp_path / "out", split), open_source(images, split)
+    assert [ours.name(i) for i in range(len(ours))] == [theirs.name(i) for i in range(len(theirs))]
+    np.testing.assert_array_equal(ours.labels, theirs.labels)
+    assert ours.classes == theirs.classes and ours.encoded(0) == theirs.encoded(0)
+  for line in (tmp_path / "out" / "SHA256SUMS").read_text().splitlines():
+    digest, name = line.split("  ")
+    assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
+
+
+def test_it_goes_on_where_it_was_stopped(tmp_path, images, monkeypatch):
+  whole = pack(images, tmp_path / "whole", images_per_shard=5, split="train")
+  written, real = [], packing._write_shard
+
+  def stopped(*args):
+    if len(written) == 3:
+      raise KeyboardInterrupt
+    written.append(args[-1])
+    return real(*args)
+
+  monkeypatch.setattr(packing, "_write_shard", stopped)
+  with pytest.raises(KeyboardInterrupt):
+    pack(images, tmp_path / "out", images_per_shard=5, split="train")
+  monkeypatch.setattr(packing, "_write_shard",
+                      lambda *args: written.append(args[-1]) or real(*args))
+  first = sorted((tmp_path / "out").glob("*.array_record"))[0]
+  first.write_bytes(b"cut")  # is made again
+  result = pack(images, tmp_path / "out", images_per_shard=5, split="train")
+  assert len(written) == whole.shards + 1 and result.images == whole.images
+  for name in ("SHA256SUMS", "pack.json"):
+    assert (tmp_path / "out" / name).read_text() == (tmp_path / "whole" / name).read_text()
+  with pytest.raises(ValueError, match=r"has the beginning of another job .its images_per_shard"):
+    pack(images, tmp_path / "out", images_per_shard=6, split="train")
+
+
+def test_processes_make_the_same_files(tmp_path, images):
+  sums = []
+  for workers in (1, 2):
+    pack(images, tmp_path / str(workers), images_per_shard=20, split="train", workers=workers)
+    sums.append((tmp_path / str(workers) / "SHA256SUMS").read_text())
+  assert sums[0] == sums[1]
+
+
+def encoded(image, kind, **options):
+  data = io.BytesIO()
+  image.save(data, kind, **options)
+  return data.getvalue()
+
+
+def test_what_becomes_of_an_image():
+  large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+  size = lambda data: Image.open(io.BytesIO(data)).size
+  jpeg, png = encoded(large, "JPEG", quality=100), encoded(large, "PNG")
+  shrink = Encoding(shorter=40, quality=80)
+  assert size(shrink(jpeg, "x")) == (60, 40) and shrink(png, "x")[:2] == b"\xff\xd8"
+  assert Encoding(shorter=60)(png, "x") is png and Encoding()(b"no image", "x") == b"no image"
+  again = Encoding(all=True, quality=50)
+  assert size(again(jpeg, "x")) == (90, 60) and len(again(jpeg, "x")) < len(jpeg)
+  assert again(encoded(large, "JPEG", quality=10), "x") == encoded(large, "JPEG", quality=10)
+  deep = encoded(Image.fromarray(np.full((60, 90), 40_000, np.uint16)), "PNG")
+  clear = encoded(Image.new("RGBA", (90, 60)), "PNG")
+  for data in (deep, clear):
+    assert shrink(data, "x") is data and again(data, "x") is data
+  with pytest.raises(ValueError, match="from 1 to 100, not 0 and 101"):
+    Encoding(quality=101)
+
+
+def test_damaged_images_are_left_out_and_named(tmp_path):
+  for i in range(4):
+    (tmp_path / "in" / "a").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (50, 50)).save(tmp_path / "in" / "a" / f"{i}.png")
+  (tmp_path / "in" / "a" / "1.png").write_bytes(b"broken")
+  result = pack(tmp_path / "in", tmp_path / "out", split="train", encoding=Encoding(shorter=20))
+  assert result.images == 3 and list(result.left_out) == ["a/1.png"]
+  assert result.bytes_after != result.bytes_before

@@ -1,0 +1,86 @@
+"""The notebooks run from top to bottom, say what their text says, and are kept without outputs."""
+
+import os
+import pathlib
+
+import jupytext
+import nbclient
+import nbformat
+import pytest
+
+FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+SMALL = {"train.steps": 4, "train.batch_size": 16, "model.width": 32, "model.depth": 1,
+         "model.num_heads": 2, "dino.hidden": 32, "ibot.hidden": 32, "schedules.lr.warmup_steps": 1,
+         "schedules.teacher_temp.warmup_steps": 1, "schedules.teacher_temp.cosine_steps": 0,
+         "koleo.group": 16, "log_every": 1, "evals.every": 4, "evals.knn_images": 64,
+         "evals.picture_size": 64, "health.images": 8, "health.reference_at": 2}
+
+
+def test_there_are_as_many_texts_as_notebooks():
+  assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_its_text_without_outputs(name):
+  shape = lambda book: [(cell.cell_type, cell.source, cell.metadata.get("tags"))
+                        for cell in book.cells]
+  kept = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+  nbformat.validate(kept)
+  assert shape(kept) == shape(jupytext.read(FOLDER / f"{name}.py")), (
+    f"run jupytext --to ipynb --update notebooks/{name}.py")
+  for cell in kept.cells:
+    if cell.cell_type == "code":
+      assert not cell.outputs and cell.execution_count is None
+  badge = f"](https://colab.research.google.com/github/OWNER/dinov3_jax/blob/main/notebooks/{name}"
+  assert badge in kept.cells[0].source
+  assert "@ git+https://github.com/OWNER/dinov3_jax" in kept.cells[1].source
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+  """The environment of kernels: one device, and a home of their own."""
+  home = tmp_path_factory.mktemp("home")
+  changes = dict(
+    IPYTHONDIR=str(home / "ipython"), XDG_CACHE_HOME=str(home / "cache"),
+    PYTHONPATH=f"{FOLDER.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    XLA_FLAGS=os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1")
+  return dict(os.environ, **changes)
+
+
+def run(name, kernel, folder, **parameters):
+  """Runs a notebook in a folder, with other parameters; returns its text, and its pictures."""
+  book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+  at = next(i for i, cell in enumerate(book.cells)
+            if "parameters" in cell.metadata.get("tags", ()))
+  assert all(f"{key} = " in book.cells[at].source for key in parameters)
+  values = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+  book.cells.insert(at + 1, nbformat.v4.new_code_cell(values))
+  client = nbclient.NotebookClient(book, timeout=300, kernel_name="python3",
+                                   resources=dict(metadata=dict(path=str(folder))))
+  client.execute(env=kernel)
+  if out := os.environ.get("NOTEBOOKS_OUT"):  # to look at
+    nbformat.write(book, pathlib.Path(out) / f"{name}.ipynb")
+  outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+  return ("".join(output.get("text", "") for output in outputs),
+          [output for output in outputs if "image/png" in output.get("data", {})])
+
+
+@pytest.fixture(scope="module")
+def trained(kernel, tmp_path_factory):
+  """The folder in which the notebook that trains ran, and what it showed."""
+  folder = tmp_path_factory.mktemp("trained")
+  return folder, *run("train", kernel, folder, SETTINGS=SMALL)
+
+
+def test_training(trained):
+  _, text, pictures = trained
+  assert len(pictures) == 2 and "teacher, 4 steps" in text and "model.safetensors" in text
+  assert "failed" not in text and "cannot be set up" not in text
+
+
+def test_features(trained, kernel):
+  """In the same folder, so that there are weights."""
+  text, pictures = run("features", kernel, trained[0], SIZE=32, IMAGES=4)
+  assert len(pictures) == 2 and "% of 580 unseen drawings, in 10 categories" in text
+  assert "step" not in text
