@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
     evals=dict(
       every=2500,  # steps between measurements of retrieval, and of zero-shot accuracy
       images=5000,  # held-out ones, at most
+      best="",  # a metric, such as "image_to_text_10", whose best checkpoint is kept; "": none
       # What is said of a class, "{}" its name, for zero-shot accuracy; () takes CLIP's 80 ways.
       templates=(),
     ),

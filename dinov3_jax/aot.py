@@ -65,7 +65,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     raise UsageError("usage: python -m dinov3_jax.aot --config=configs/vit7b.py "
                      "--topology=v5p:8x8x4 [--teacher=RECIPE] [--slices=N] [--resolution=N] "
                      "[--part=NAME] [--fast] [--json] [--hlo=FILE] [--config.KEY=VALUE ...]")
-  count = len(values.config.crops.global_sizes)
+  count = len(values.config.crops.global_sizes) if "crops" in values.config else 1
   if values.resolution is not None and values.resolution >= count:
     raise UsageError(f"there is no resolution {values.resolution}: the config has {count}, "
                      "from 0 on")
@@ -105,7 +105,8 @@ def describe(r) -> str:
   mesh = " ".join(f"{axis}={size}" for axis, size in r.mesh.items())
   lines = [
     f"{r.chips} x {r.device_kind}, {r.devices} devices, mesh {mesh}; of each device:",
-    f"crops {r.crops[0]} and {r.crops[1]} px" + (f", Gram {r.crops[2]} px" if r.crops[2] else "")
+    (f"crops {r.crops[0]} and {r.crops[1]} px" if r.crops[1] else f"images of {r.crops[0]} px")
+    + (f", Gram {r.crops[2]} px" if r.crops[2] else "")
     + f"; {r.batch_size} images a step, {r.batch_size / r.devices:g} a device",
     *([f"  {r.part}, beside {giga(r.beside)} of the others"] if r.part else []),
     f"  arguments    {giga(r.arguments)}",
@@ -139,14 +140,16 @@ def main() -> int:
       TPU_ACCELERATOR_TYPE="v5p-8", TPU_WORKER_HOSTNAMES="localhost", TPU_STDERR_LOG_LEVEL="3"
   ).items():
     os.environ.setdefault(name, value)
-  crops = values.config.crops
-  sizes = list(zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes))
-  chosen = range(len(sizes)) if values.resolution is None else [values.resolution]
   try:
     devices = topology_devices(values.topology, values.slices)
-    from dinov3_jax.train.ahead import compile_parts
+    from dinov3_jax.text.ahead import text_parts
+    from dinov3_jax.train.ahead import compile_parts, sides
+    make = text_parts if "text" in values.config else None
+    chosen = (range(len(sides(values.config))) if values.resolution is None else
+              [values.resolution])
     for i in chosen:
-      for compiled, report in compile_parts(values.config, devices, i, values.teacher, values.part):
+      for compiled, report in compile_parts(values.config, devices, i, values.teacher, values.part,
+                                            make):
         if values.hlo:
           Path(values.hlo).write_text(compiled.as_text())
         shown = json.dumps(dataclasses.asdict(report)) if values.json else describe(report)

@@ -116,8 +116,9 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
             model: str | None = None, out: str | os.PathLike | None = None,
             cache: str | os.PathLike | None = None, size: int | None = None,
             limit: int | None = None, steps: int | None = None, batch_size: int = 32,
-            dtype: str | None = None, settings: Mapping[str, object] | None = None,
-            progress: bool = False, stop: Callable[[], object] = lambda: False
+            dtype: str | None = None, settings: Mapping[str, str] | None = None,
+            progress: bool = False,
+            stop: Callable[[], object] = lambda: False
             ) -> "Iterator[tuple[str, Result, dict[str, str]]]":
   """Evaluates one task after the other.
 
@@ -132,7 +133,7 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
     steps: of trained probes, instead of each task's own.
     batch_size: images at once.
     dtype: of the computation, "float32" or "bfloat16"; None: the latter on accelerators.
-    settings: options of tasks by name, such as {"frames": 8}; docs/evaluation.md lists them.
+    settings: options of tasks, such as {"frames": "8"}; docs/evaluation.md lists them.
     stop: asked between batches whether to stop.
 
   Yields:
@@ -180,13 +181,14 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
       _write(out / "results.json", written)
     yield name, result, dict(session.left_out)
     session.left_out.clear()
-  unknown = session.settings.keys() - session.asked
-  if unknown:
-    raise ValueError(f"none of these tasks has the option {', '.join(sorted(unknown))}")
+  if unused := (settings or {}).keys() - session.asked:
+    raise ValueError(f"none of these tasks has the option {', '.join(sorted(unused))}")
 
 
 def main() -> int:
   args = vars(parser().parse_intermixed_args())
+  wrong = [item for item in args["settings"] if "=" not in item]
+  args["settings"] = dict(item.split("=", 1) for item in args["settings"] if item not in wrong)
   console.set_up(logging.WARNING)
 
   # Not before the command line is known to be right: it takes seconds.
@@ -198,9 +200,8 @@ def main() -> int:
 
   named = args["model"] if args["weights"] != "random" else None
   try:
-    if not all("=" in item for item in args["settings"]):
+    if wrong:
       raise ValueError("--set wants NAME=VALUE, such as --set frames=8")
-    args["settings"] = dict(item.split("=", 1) for item in args["settings"])
     with signals.Noted(line=None) as stop:
       for name, result, left_out in results(**args, progress=True, stop=lambda: stop.number):
         print(table(name, result, named), flush=True)

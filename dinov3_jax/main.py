@@ -64,7 +64,7 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike,
     config = recipes.load(config, settings)
   elif settings:
     config = recipes.changed(config, settings)
-  return loop.train(config, os.fspath(workdir), profile)
+  return loop.train(config, os.fspath(workdir), profile, preparing(config))
 
 
 class UsageError(Exception):

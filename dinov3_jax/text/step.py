@@ -78,20 +78,23 @@ def make_train_step(config, backbone: Mapping[str, Any], mesh: Mesh | None = Non
     mesh: of the devices.
 
   Returns:
-    A function of the state and of a batch with `tokens` and the backbone's `features`, see
-    `objective.make_objective`. Everything random in it follows from `config.seed` and
-    `state.step`. A non-finite loss or gradient leaves parameters and moments exactly as they were
-    (`metrics["skipped"]` is 1); only the step goes on.
+    A function of the state and of a batch with `tokens`, and either the backbone's `features`, see
+    `objective.make_objective`, or `images` and its parameters `backbone`. Everything random in it
+    follows from `config.seed` and `state.step`. A non-finite loss or gradient leaves parameters and
+    moments exactly as they were (`metrics["skipped"]` is 1); only the step goes on.
   """
   _, shapes = abstract_modules(config, backbone)
   gradients = make_gradients(config, backbone, mesh)
+  features = make_features(config, backbone, mesh)
   optimizer, schedules = make_optimizer(config, shapes), make_schedules(config)
   highest = math.log(config.logit_scale.highest)
 
   def step(state: TextState, batch: Batch) -> tuple[TextState, Metrics]:
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    seen = {name: batch[name] for name in ("features", "tokens")}
-    (loss, metrics), grads = gradients(state.student, seen, key)
+    seen = batch["features"] if "features" in batch else features(
+      batch["backbone"], batch["images"])
+    pairs = dict(tokens=batch["tokens"], features=seen)
+    (loss, metrics), grads = gradients(state.student, pairs, key)
     norms = module_norms(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.student, step=state.step)

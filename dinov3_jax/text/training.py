@@ -22,10 +22,10 @@ from dinov3_jax.text.costs import step_flops
 from dinov3_jax.text.evaluation import TextEvaluation
 from dinov3_jax.text.settings import check_settings
 from dinov3_jax.text.state import TextState, init_state
-from dinov3_jax.text.step import make_features, make_train_step
+from dinov3_jax.text.step import make_train_step
 from dinov3_jax.text.stream import make_pair_pipeline
 from dinov3_jax.text.tokenizer import Tokenizer
-from dinov3_jax.train import checkpoint, compiler, prepare, sharding
+from dinov3_jax.train import checkpoint, prepare, sharding
 from dinov3_jax.train.hooks import Hook
 from dinov3_jax.train.images import DECODING
 from dinov3_jax.train.inputs import Batch, fetch
@@ -40,12 +40,10 @@ class TextRun(Run):
 
   Attributes:
     backbone: the frozen one.
-    features: what it makes of a batch's images.
     tokenizer: of the captions.
   """
 
   backbone: Backbone | None = None
-  features: Callable[[Any, jax.Array], dict[str, jax.Array]] | None = None
   tokenizer: Tokenizer | None = None
 
   def fresh_state(self) -> TextState:
@@ -55,9 +53,8 @@ class TextRun(Run):
     return jax.jit(init, out_shardings=layout)()
 
   def with_targets(self, batch: Batch) -> Batch:
-    """A batch as the step takes it: with what the frozen backbone sees in place of the images."""
-    seen = self.features(self.backbone.params, batch["images"])
-    return dict(tokens=batch["tokens"], features=seen)
+    """A batch as the step takes it: with the parameters of the frozen backbone."""
+    return batch | dict(backbone=self.backbone.params)
 
   def observers(self, last: dict[str, float]) -> dict[str, Callable[[], Hook]]:
     """What looks at the state beside the steps, by name."""
@@ -109,12 +106,10 @@ def prepare_text(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) 
   if folder is not None:
     pipeline.set_state(position)
   first = fetch(pipeline, mesh)
-  features = jit_features(config, frozen.settings, mesh)
   step = jit_step(config, frozen.settings, mesh, abstract_state)
-  seen = jax.eval_shape(features, frozen.params, first[0]["images"])
-  step.trace(abstract_state, dict(tokens=first[0]["tokens"], features=seen))
+  step.trace(abstract_state, first[0] | dict(backbone=frozen.params))
   return TextRun(config, workdir, source, open_held_out(config), pipeline, mesh, abstract_state,
-                 step, first, folder, damaged, profile, backbone=frozen, features=features,
+                 step, first, folder, damaged, profile, backbone=frozen,
                  tokenizer=tokenizer)
 
 
@@ -155,12 +150,6 @@ def with_backbone(config: ConfigDict, frozen: Backbone) -> ConfigDict:
   config.backbone.digest = frozen.digest
   config.images.update(mean=frozen.mean, std=frozen.std)
   return config
-
-
-def jit_features(config: ConfigDict, backbone: Mapping[str, Any], mesh: Mesh) -> Callable:
-  """What the frozen backbone makes of images, as training compiles it."""
-  return jax.jit(make_features(config, backbone, mesh),
-                 compiler_options=compiler.options(mesh.devices.flat[0].platform))
 
 
 def jit_step(config: ConfigDict, backbone: Mapping[str, Any], mesh: Mesh,

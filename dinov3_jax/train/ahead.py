@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -143,6 +143,15 @@ def parts(config: ConfigDict, mesh: Mesh, resolution: int = 0,
   return result
 
 
+def sides(config: ConfigDict) -> list[tuple[int, int, int]]:
+  """The global, local and Gram crops' sides at every resolution, in pixels, 0 where there are
+  none; of text, whose images have one size, that."""
+  if "crops" not in config:
+    return [(config.images.size, 0, 0)]
+  crops = config.crops
+  return list(zip(crops.global_sizes, crops.local_sizes, crops.gram_sizes))
+
+
 def _placed(targets: dict, frozen: Any, mesh: Mesh) -> dict:
   """The shapes of targets, laid out as the teacher's program leaves them."""
   layout = param_sharding(mesh, frozen)
@@ -155,7 +164,9 @@ def _placed(targets: dict, frozen: Any, mesh: Mesh) -> dict:
 
 
 def compile_parts(config: ConfigDict, devices: list, resolution: int = 0,
-                  taught_by: ConfigDict | None = None, only: str | None = None):
+                  taught_by: ConfigDict | None = None, only: str | None = None,
+                  make: Callable[[ConfigDict, Mesh], list[Part]] | None = None
+                  ) -> Iterator[tuple[jax.stages.Compiled, Report]]:
   """The compiled programs of a step, one after the other, each with the `Report` about it.
 
   Args:
@@ -164,6 +175,7 @@ def compile_parts(config: ConfigDict, devices: list, resolution: int = 0,
     resolution: which entry of the lists of crop sizes.
     taught_by: the settings with which the frozen teacher was trained, if there is one.
     only: the name of one part; None: all.
+    make: what makes the programs of another objective; None: `parts`.
 
   Raises:
     ValueError: settings that do not fit together or these devices, or a step that does not fit into
@@ -175,7 +187,7 @@ def compile_parts(config: ConfigDict, devices: list, resolution: int = 0,
     raise ValueError(f"no figures of {kind} are known: add them to CHIPS in costs/flops.py")
   chip, count = CHIPS[kind], len(devices)
   memory = int(chip.memory / chip.devices)
-  all_parts = parts(config, mesh, resolution, taught_by)
+  all_parts = make(config, mesh) if make else parts(config, mesh, resolution, taught_by)
   names = [part.name for part in all_parts]
   if only is not None and only not in names:
     raise ValueError(f"there is no part {only!r}: take one of {', '.join(names)}")
@@ -195,13 +207,12 @@ def compile_parts(config: ConfigDict, devices: list, resolution: int = 0,
     beside = sum(kept.values()) - kept[part.name]
     if part is not all_parts[0]:  # the teacher's prototypes are an argument of every student's
       beside -= sharding.bytes_held(all_parts[0].shared)
-    crops, executed = config.crops, part.flops.executed / count
+    executed = part.flops.executed / count
     arguments, peak = taken.argument_size_in_bytes, taken.peak_memory_in_bytes
     yield compiled, Report(
       part=part.name, chips=count // chip.devices, devices=count, device_kind=kind,
       mesh=dict(mesh.shape), batch_size=config.train.batch_size,
-      crops=tuple(sizes[resolution] for sizes in (
-        crops.global_sizes, crops.local_sizes, crops.gram_sizes)),
+      crops=sides(config)[resolution],
       beside=beside, arguments=arguments, temporaries=peak - arguments, peak=peak + beside,
       memory=memory, flops_full=part.flops.full / count, flops_executed=executed,
       seconds_at_peak=executed * chip.devices / chip.flops,
