@@ -58,7 +58,7 @@ def convnext_recipe(steps: int, seed: int) -> ConfigDict:
   with config.unlocked():
     config.model = base.convnext((1, 1, 4, 1), (24, 48, 96, 192), layerscale=1.0)
   config.crops.update(global_sizes=(96,), local_sizes=(64,))
-  config.train.batch_size = 32
+  config.train.batch_size = config.koleo.group = 32
   return config
 
 

@@ -3,10 +3,14 @@ r"""Evaluations beside the plain way to compute them, in one run on this machine
   python benchmarks/evals.py
 
 Label propagation against the notebook's algorithm in PyTorch, the grid of linear probes against its
-heads one by one, and k-NN against a brute-force search in NumPy. Compilation is not counted; each
-figure is the median of three.
+heads one by one, k-NN against NumPy, scikit-learn and faiss, and logistic regression against
+scikit-learn; the last two where they are installed. The ways take turns; compilation is not
+counted. Each figure is the median of five, in seconds and in seconds of all cores together, which
+other work on the machine disturbs less.
 """
 
+import importlib.util
+import os
 import statistics
 import time
 
@@ -14,17 +18,25 @@ import jax
 import numpy as np
 import torch
 
-from dinov3_jax.evals import knn, linear, propagation
+from dinov3_jax.evals import knn, linear, logistic, propagation
+
+ROUNDS = 5
 
 
-def seconds(function) -> float:
-  function()
-  times = []
-  for _ in range(3):
-    start = time.perf_counter()
-    function()
-    times.append(time.perf_counter() - start)
-  return statistics.median(times)
+def compare(what: str, **ways):
+  """Runs each way once, then all in turn, and prints their times."""
+  for way in ways.values():
+    way()
+  times = {name: [] for name in ways}
+  for _ in range(ROUNDS):
+    for name, way in ways.items():
+      wall, cpu = time.perf_counter(), time.process_time()
+      way()
+      times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+  for name, own in times.items():
+    wall, cpu = (statistics.median(x) for x in zip(*own))
+    print(f"{what}: {name.replace('_', ' ')} {wall:.2f} s, of all cores {cpu:.2f} s; load "
+          f"{os.getloadavg()[0]:.0f}", flush=True)
 
 
 def propagate_in_torch(features, first, settings):
@@ -45,10 +57,26 @@ def propagate_in_torch(features, first, settings):
   return torch.stack(masks).reshape(-1, rows, columns, labels).numpy()
 
 
+def heads_in_torch(x, y, classes, steps, batch):
+  """Every head of the grid by itself, as one writes it in PyTorch."""
+  x, y = torch.from_numpy(x), torch.from_numpy(y)
+  order = torch.randint(len(x), (steps, batch), generator=torch.Generator().manual_seed(0))
+  for rate in linear.RATES:
+    for decay in linear.DECAYS:
+      head = torch.nn.Linear(x.shape[1], classes)
+      optimizer = torch.optim.SGD(head.parameters(), rate, linear.MOMENTUM, weight_decay=decay)
+      schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+      for places in order:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(head(x[places]), y[places]).backward()
+        optimizer.step()
+        schedule.step()
+
+
 def main():
   rng = np.random.default_rng(0)
   print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads of PyTorch")
+        f"{torch.get_num_threads()} threads of PyTorch, {os.cpu_count()} cores")
 
   settings = propagation.Propagation()
   video = rng.standard_normal((12, 30, 54, 384)).astype(np.float32)
@@ -56,31 +84,51 @@ def main():
   first = np.eye(4, dtype=np.float32)[rng.integers(0, 4, (30, 54))]
   ours = np.stack(list(propagation.propagate(video, first, settings)))
   theirs = propagate_in_torch(video, first, settings)
-  a = seconds(lambda: list(propagation.propagate(video, first, settings)))
-  b = seconds(lambda: propagate_in_torch(video, first, settings))
-  print(f"propagation, 12 frames of 30 x 54 patches, 384 dims: ours {a:.2f} s, PyTorch {b:.2f} s; "
-        f"largest difference {abs(ours - theirs).max():.1e}")
+  print(f"propagation: largest difference {abs(ours - theirs).max():.1e}")
+  compare("propagation, 12 frames of 30 x 54 patches, 384 dims",
+          ours=lambda: list(propagation.propagate(video, first, settings)),
+          PyTorch=lambda: propagate_in_torch(video, first, settings))
 
   x = rng.standard_normal((4096, 384)).astype(np.float32)
-  y = rng.integers(0, 100, 4096)
-  every = lambda: linear.train(x, y, steps=64, batch=256)
-  single = lambda: [linear.train(x, y, (rate,), (decay,), steps=64, batch=256)
-                    for rate in linear.RATES for decay in linear.DECAYS]
-  a, b = seconds(every), seconds(single)
-  print(f"30 linear probes of 100 classes, 64 steps of 256: together {a:.2f} s, one by one "
-        f"{b:.2f} s")
+  for classes in (10, 100):
+    y = rng.integers(0, classes, 4096)
+    compare(f"30 linear probes of {classes} classes, 64 steps of 256",
+            together=lambda y=y: linear.train(x, y, steps=64, batch=256),
+            one_by_one=lambda y=y: [
+              linear.train(x, y, (rate,), (decay,), steps=64, batch=256)
+              for rate in linear.RATES for decay in linear.DECAYS],
+            one_by_one_in_PyTorch=lambda y=y, c=classes: heads_in_torch(x, y, c, 64, 256))
 
   bank, queries = rng.standard_normal((2, 8192, 384)).astype(np.float32)
   queries, labels = queries[:2048], rng.integers(0, 100, 8192)
+  unit = lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)
+  ways = dict(votes=lambda: knn.knn_votes(bank, labels, queries),
+              NumPy=lambda: np.argpartition(-(unit(queries) @ unit(bank).T), 200, axis=1)[:, :200])
+  if importlib.util.find_spec("faiss"):
+    import faiss
 
-  def in_numpy():
-    unit = lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)
-    cosine = unit(queries) @ unit(bank).T
-    return np.argpartition(-cosine, 200, axis=1)[:, :200]
+    def in_faiss():
+      index = faiss.IndexFlatIP(384)
+      index.add(unit(bank))
+      index.search(unit(queries), 200)
 
-  a = seconds(lambda: knn.knn_votes(bank, labels, queries))
-  b = seconds(in_numpy)
-  print(f"k-NN, 2,048 queries in 8,192, k to 200: votes {a:.2f} s, NumPy's search alone {b:.2f} s")
+    ways["faiss"] = in_faiss
+  if importlib.util.find_spec("sklearn"):
+    from sklearn.neighbors import NearestNeighbors
+    ways["scikit_learn"] = lambda: NearestNeighbors(
+        n_neighbors=200, metric="cosine", algorithm="brute").fit(bank).kneighbors(queries)
+  compare("k-NN, 2,048 queries in 8,192, k to 200 (others: the search alone)", **ways)
+
+  centres = rng.standard_normal((20, 128))
+  y = np.arange(1000) % 20
+  x = centres[y] + 2 * rng.standard_normal((1000, 128))
+  ways = dict(ours=lambda: [logistic.fit(x, y, c) for c in (1e-3, 1e-1, 10)])
+  if importlib.util.find_spec("sklearn"):
+    from sklearn.linear_model import LogisticRegression
+    ways["scikit_learn"] = lambda: [
+      LogisticRegression(C=c, max_iter=logistic.ITERATIONS, tol=logistic.TOLERANCE).fit(x, y)
+      for c in (1e-3, 1e-1, 10)]
+  compare("logistic regression, 1,000 images of 20 classes, 128 dims, three C", **ways)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
   nice python benchmarks/readers.py [--images 2000] [--tars 1000]
 
-Images are JPEGs of 500 x 375, of noise that is shrunk and enlarged, 34 kB each. Opening is timed for
-the same number of images in that many tars, and for an index of two million images; memory is that
-of the index, which is mapped and shared by all processes.
+Images are JPEGs of 500 x 375, of enlarged noise, 34 kB each. Opening is timed for that many tars
+of a tenth as many images each, and for an index of two million images; memory is that of the index,
+which is mapped and shared by all processes.
 """
 
 import argparse

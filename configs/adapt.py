@@ -36,18 +36,20 @@ def get_config(weights: str = "vits16") -> ConfigDict:
   for head in (config.dino, config.ibot):
     head.prototypes = 8192
   follow(config, weights)
+  # While the backbone is frozen, too: heads learn to read features as all later steps make them.
   config.model.drop_path = min(config.model.drop_path, 0.1)
   config.schedules.update(
     lr=base.constant(5e-5 / 4),  # the scaling rule multiplies by 4 sqrt(batch / 1024)
     weight_decay=base.constant(0.04),
     # The average of fresh heads must follow them while the backbone's is frozen.
     momentum=base.linear(0.99, 0.9999, FREEZE + RAMP),
-    teacher_temp=base.linear(0.04, 0.07, FREEZE + RAMP))
+    teacher_temp=base.linear(0.04, 0.07, FREEZE + RAMP),
+    gram_weight=base.constant(0.3))
   config.optim.update(layerwise_decay=0.9, freeze_last_layer_steps=0,
                       freeze_backbone_steps=FREEZE, ramp_backbone_steps=RAMP)
   config.koleo.group = 16
   config.gram.teacher = "own"
-  config.cls_preservation.weight = 1.0
+  config.cls_preservation.weight = 0.3
   config.train.update(steps=10_000, batch_size=256)
   config.checkpoint.update(every=1000, keep_every=5000)
   config.evals.every = 1000

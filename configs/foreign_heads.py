@@ -33,7 +33,7 @@ def get_config(name: str = "") -> ConfigDict:
   config.crops.update(global_sizes=(14 * patch,), local_sizes=(6 * patch,), locals=4,
                       **{key: told[key] for key in ("mean", "std") if key in told})
   for head in (config.dino, config.ibot):
-    head.update(prototypes=16_384)
+    head.update(prototypes=8192)
   config.koleo.weight = 0.0  # of features that do not change
   config.schedules.update(
     lr=base.cosine(5e-4, 1e-6, warmup_steps=1000),

@@ -24,7 +24,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dinov3_jax import __version__, arguments, console, signals
@@ -66,6 +66,8 @@ def parser() -> arguments.Parser:
       help="of images (frames: their short side), instead of each task's own")
   add("--limit", type=int, metavar="N", help="so many images, videos or pairs of a split")
   add("--steps", type=int, metavar="N", help="of trained probes, instead of each task's own")
+  add("--set", metavar="NAME=VALUE", action="append", default=[], dest="settings",
+      help="an option of a task, such as frames=8 of actions; docs/evaluation.md lists them")
   add("--batch-size", type=int, default=32, metavar="IMAGES", help="at once; 32 by default")
   return result
 
@@ -114,7 +116,8 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
             model: str | None = None, out: str | os.PathLike | None = None,
             cache: str | os.PathLike | None = None, size: int | None = None,
             limit: int | None = None, steps: int | None = None, batch_size: int = 32,
-            dtype: str | None = None, progress: bool = False,
+            dtype: str | None = None, settings: Mapping[str, str] | None = None,
+            progress: bool = False,
             stop: Callable[[], object] = lambda: False
             ) -> "Iterator[tuple[str, Result, dict[str, str]]]":
   """Evaluates one task after the other.
@@ -130,6 +133,7 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
     steps: of trained probes, instead of each task's own.
     batch_size: images at once.
     dtype: of the computation, "float32" or "bfloat16"; None: the latter on accelerators.
+    settings: options of tasks, such as {"frames": "8"}; docs/evaluation.md lists them.
     stop: asked between batches whether to stop.
 
   Yields:
@@ -163,7 +167,7 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
   network, prepare = open_on_all_devices(weights, model, None, dtype, text=of_text == {True})
   written = _read(out / "results.json") if out else {}
   session = Session(network, prepare, data, cache.expanduser(), size, limit, steps, batch_size,
-                    progress=progress, stop=stop)
+                    progress=progress, stop=stop, settings=settings or {})
   for name in tasks:
     result = TASKS[name](session)
     if out:
@@ -177,10 +181,14 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
       _write(out / "results.json", written)
     yield name, result, dict(session.left_out)
     session.left_out.clear()
+  if unused := (settings or {}).keys() - session.asked:
+    raise ValueError(f"none of these tasks has the option {', '.join(sorted(unused))}")
 
 
 def main() -> int:
   args = vars(parser().parse_intermixed_args())
+  wrong = [item for item in args["settings"] if "=" not in item]
+  args["settings"] = dict(item.split("=", 1) for item in args["settings"] if item not in wrong)
   console.set_up(logging.WARNING)
 
   # Not before the command line is known to be right: it takes seconds.
@@ -192,6 +200,8 @@ def main() -> int:
 
   named = args["model"] if args["weights"] != "random" else None
   try:
+    if wrong:
+      raise ValueError("--set wants NAME=VALUE, such as --set frames=8")
     with signals.Noted(line=None) as stop:
       for name, result, left_out in results(**args, progress=True, stop=lambda: stop.number):
         print(table(name, result, named), flush=True)

@@ -1,6 +1,7 @@
 r"""Writes a model in a format that others read.
 
   python -m dinov3_jax.export WEIGHTS --format hf|official|safetensors --out DIR
+  python -m dinov3_jax.export WEIGHTS --format hf --out DIR --push OWNER/NAME --licence apache-2.0
 
 WEIGHTS is whatever `dinov3_jax.load` takes, above all a run's folder. The formats:
   hf           a folder for `transformers.AutoModel.from_pretrained`
@@ -14,6 +15,9 @@ vision head and text tower, as the released file has them.
 Everything is float32 and exact. As in the reference's own releases, RoPE turns in float32 there,
 even if it was trained in bfloat16. Hugging Face has no place for the norm that local crops may have
 of their own, which only training uses, nor for biases of keys that the model masks.
+
+--push sends the folder to the Hugging Face hub, with a model card: the data, the curve, the figures
+of `--results`, and how to load the model. Log in with `hf auth login` first.
 """
 
 if __name__ == "__main__":
@@ -53,6 +57,13 @@ def parser() -> arguments.Parser:
   add("--format", choices=["hf", "official", "safetensors"], required=True)
   add("--out", metavar="DIR", required=True, type=os.path.expanduser, help="a new folder")
   add("--heads", action="store_true", help="write the heads of DINO and iBOT, too")
+  add = made.add_argument_group("to the Hugging Face hub").add_argument
+  add("--push", metavar="OWNER/NAME", help="the repository, made if there is none")
+  add("--licence", "--license", metavar="ID",
+      help="of these weights, such as apache-2.0; weights made of others are under theirs")
+  add("--private", action="store_true", help="if the repository is made now")
+  add("--results", metavar="FILE", type=os.path.expanduser,
+      help="a results.json of `evaluate`, for the card")
   return made
 
 
@@ -62,17 +73,29 @@ def main() -> int:
   if (args.positional is None) == (args.weights is None):
     command.error("give the weights once, as WEIGHTS or as --weights W")
 
-  # Not before the command line is right: it takes seconds.
+  if bool(args.push) != bool(args.licence):
+    command.error("--push needs the --licence of the weights, and the other way round")
+  if (args.private or args.results) and not args.push:
+    command.error("--private and --results go with --push")
+
+  # Not before the command line is known to be right: it takes seconds.
   from dinov3_jax.text.loading import export_text, is_text_run
   from dinov3_jax.weights.exporting import export
+  from dinov3_jax.weights.publishing import publish
 
+  weights = args.weights if args.positional is None else args.positional
+  how = dict(name=args.model, network=args.network, heads=args.heads)
   try:
-    weights = args.weights if args.positional is None else args.positional
     if is_text_run(weights):
+      if args.push:
+        raise ValueError("--push is for backbones: export this run, and send the folder with "
+                         "`hf upload`")
       written = export_text(weights, args.format, args.out)
+    elif args.push:
+      written = [publish(weights, args.format, args.out, args.push, licence=args.licence,
+                         private=args.private, results=args.results, **how)]
     else:
-      written = export(weights, args.format, args.out, name=args.model, network=args.network,
-                       heads=args.heads)
+      written = export(weights, args.format, args.out, **how)
   except (OSError, ValueError, ModuleNotFoundError) as error:
     return fail(error)
   for path in written:

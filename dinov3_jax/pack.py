@@ -23,9 +23,10 @@ from dinov3_jax.main import fail
 QUALITY = 90  # where --shorter makes JPEGs and nothing else is said
 
 
-def main() -> int:
-  parser = arguments.Parser("pack", __doc__)
-  add = parser.add_argument
+def parser() -> arguments.Parser:
+  """The command line."""
+  made = arguments.Parser("pack", __doc__)
+  add = made.add_argument
   add("source", metavar="SOURCE", help="see above")
   add("--out", metavar="DIR", required=True, type=os.path.expanduser)
   add("--split", choices=["all", "train", "val", "test"], default="all")
@@ -34,7 +35,11 @@ def main() -> int:
   add("--quality", type=int, metavar="Q", help=f"of JPEGs, 1 to 100; {QUALITY} with --shorter")
   add("--images-per-shard", type=int, default=5_000, metavar="N")
   add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
-  args = parser.parse_args()
+  return made
+
+
+def main() -> int:
+  args = parser().parse_args()
   console.set_up(logging.INFO)
 
   # Not before the command line is known to be right: it takes seconds.

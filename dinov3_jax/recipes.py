@@ -62,9 +62,9 @@ def load(recipe: str | os.PathLike, settings: Mapping[str, Any] | None = None) -
   try:
     config = runpy.run_path(file)["get_config"](*[argument] * bool(colon))
   except Exception as error:
-    reason = " ".join(str(error.args[0] if error.args else "").split())
     if argument and isinstance(error, OSError | ValueError):  # of what the recipe was given
-      raise ValueError(f"{recipe}: {reason}") from error
+      raise ValueError(f"{recipe}: {' '.join(str(error).split())}") from error
+    reason = " ".join(str(error.args[0] if error.args else "").split())
     raise ValueError(f"{file} is no valid config: {type(error).__name__}: {reason}") from error
   if not isinstance(config, ConfigDict):
     raise ValueError(f"{file} is no valid config: its get_config returns a "

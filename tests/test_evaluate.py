@@ -83,12 +83,21 @@ def test_it_goes_on_after_a_stop(pairs, tmp_path, monkeypatch, capsys):
   (("--data", "nowhere"), "--data nowhere is no folder"),
   (("--limit", "0"), "--limit must be at least 1"),
   (("--size", "12"), "a size of 12 is no whole number of the model's patches of 8: take --size 8"),
+  (("--set", "frames"), "--set wants NAME=VALUE, such as --set frames=8"),
 ])
 def test_errors_are_one_line(pairs, tmp_path, monkeypatch, capsys, arguments, message):
   monkeypatch.chdir(tmp_path)
   assert command(monkeypatch, "amstertime", *RANDOM, "--data", pairs, *arguments) == 1
   (line,) = [x for x in capsys.readouterr().err.splitlines() if x]
   assert line.startswith(f"error: {message}")
+
+
+def test_options_that_no_task_has_are_told(pairs, tmp_path, monkeypatch, capsys):
+  """What the tasks have found stays."""
+  arguments = ("amstertime", *RANDOM, "--data", pairs, "--out", tmp_path, "--set", "frame=8")
+  assert command(monkeypatch, *arguments) == 1
+  assert "none of these tasks has the option frame" in capsys.readouterr().err
+  assert "amstertime" in json.loads((tmp_path / "results.json").read_text())
 
 
 def test_a_wrong_layout_says_what_is_wanted(pairs, tmp_path, monkeypatch, capsys):

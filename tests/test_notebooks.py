@@ -2,11 +2,14 @@
 
 import os
 import pathlib
+import re
 
 import jupytext
 import nbclient
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -84,3 +87,23 @@ def test_features(trained, kernel):
   text, pictures = run("features", kernel, trained[0], SIZE=32, IMAGES=4)
   assert len(pictures) == 2 and "% of 580 unseen drawings, in 10 categories" in text
   assert "step" not in text
+
+
+def test_adapting(trained, kernel):
+  """In the same folder, so that there is a network to adapt."""
+  settings = {name: SMALL[name] for name in ("train.steps", "train.batch_size", "log_every",
+              "evals.every", "evals.knn_images", "health.images")} | {
+    "crops.global_sizes": (32,), "crops.local_sizes": (24,), "crops.locals": 2,
+    "evals.image_size": 32, "evals.picture_size": 64, "data.workers": 0, "koleo.group": 16,
+    "optim.freeze_backbone_steps": 2, "optim.ramp_backbone_steps": 1,
+    "schedules.momentum.cosine_steps": 0, "schedules.momentum.warmup_steps": 1,
+    "schedules.teacher_temp.warmup_steps": 1}
+  folder, rng = trained[0] / "mine", np.random.default_rng(0)
+  for i in range(60):
+    place = folder / ("val" if i % 3 == 0 else "train") / "ab"[i % 2]
+    place.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(place / f"{i}.png")
+  text, pictures = run("adapt", kernel, trained[0], FOLDER=str(folder), SETTINGS=settings)
+  assert len(pictures) == 2 and "runs/adapted has its 4 steps" in text
+  assert re.search(r"^runs/quickstart: \d+\.\d %\nruns/adapted: \d+\.\d %$", text, re.MULTILINE)
+  assert "quickstart has" not in text

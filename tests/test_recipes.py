@@ -38,7 +38,7 @@ def test_a_file_of_ones_own_comes_first(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["nothing", "../setup", "configs/../../setup.py", "", "__init__/"])
 def test_what_is_no_recipe(name, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(ValueError, match=r"no config file .*: give a file, or one of distill, "):
+  with pytest.raises(ValueError, match=r"no config file .*: give a file, or one of adapt, "):
     recipes.load(name)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dinov3_jax.data import augment
-from dinov3_jax.data.resizing import BAND, resize
+from dinov3_jax.data.resizing import BAND, resize, resize_part
 
 ASPECT = (3 / 4, 4 / 3)
 WIDEST = 16  # times its height, of what an evaluation looks at
@@ -186,7 +186,7 @@ class MultiCrop:
     """Draws the views of one image.
 
     Args:
-      image: uint8 [H, W, 3], RGB.
+      image: uint8 [H, W, 3], RGB; windows are drawn at its size before decoding (`jpeg.Smaller`).
       rng: the only randomness.
 
     Returns:
@@ -195,12 +195,13 @@ class MultiCrop:
       `colors` float32 [2 + L, DRAWN] is what `device_colors.distort` takes: that of the global
       crops, then of the local ones.
     """
+    full = getattr(image, "full", None) or image.shape[:2]  # before it was decoded
     if self.share_color_jitter:
       image = augment.distort_color(image, rng, self.color_strength)
     # Pillow's copy of the whole is faster for Pillow to cut from, unless it is large.
-    as_it_is = self.resizer == "fast" or image.shape[0] * image.shape[1] > BAND
+    as_it_is = self.resizer == "fast" or full != image.shape[:2] or math.prod(full) > BAND
     picture = image if as_it_is else Image.fromarray(image)
-    bases = [self._cut(picture, max(self.global_size, self.gram_size), self.global_scale, rng)
+    bases = [self._cut(picture, full, max(self.global_size, self.gram_size), self.global_scale, rng)
              for _ in range(2)]
     crops = {name: np.empty(shape, dtype_of(name)) for name, shape in self.shapes.items()}
 
@@ -222,21 +223,27 @@ class MultiCrop:
         spots = (self.global_size - self.local_size) // self.patch_size + 1
         top, left = rng.integers(spots, size=2) * self.patch_size
       else:
-        base = self._cut(picture, self.local_size, self.local_scale, rng)
+        base = self._cut(picture, full, self.local_size, self.local_scale, rng)
         drawn = crops.get("colors", ())[2 + i : 3 + i]
         view, top, left = self._distort(base, rng, augment.BLUR_LOCAL, drawn=drawn), 0, 0
       crops["local_crops"][i] = view[top : top + side, left : left + side]
     return crops
 
-  def _cut(self, picture: np.ndarray | Image.Image, size: int, scale: tuple[float, float],
-           rng: np.random.Generator) -> np.ndarray:
-    whole = isinstance(picture, np.ndarray)
-    height, width = picture.shape[:2] if whole else (picture.height, picture.width)
-    top, left, height, width = random_window(height, width, scale, rng)
-    # Not Pillow's resize(box=...): that would let pixels from outside the window into its border.
-    window = (picture[top : top + height, left : left + width] if whole else
-              picture.crop((left, top, left + width, top + height)))
-    crop = resize(window, size, size, self.resizer)
+  def _cut(self, picture: np.ndarray | Image.Image, full: tuple[int, int], size: int,
+           scale: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    """A random window, drawn in the pixels of the image at its `full` height and width."""
+    top, left, height, width = random_window(*full, scale, rng)
+    if isinstance(picture, Image.Image):
+      # Not Pillow's resize(box=...): that would let pixels from outside the window into its border.
+      window = picture.crop((left, top, left + width, top + height))
+      crop = resize(window, size, size, self.resizer)
+    elif picture.shape[:2] == full:
+      window = picture[top : top + height, left : left + width]
+      crop = resize(window, size, size, self.resizer)
+    else:
+      down, across = (has / had for has, had in zip(picture.shape, full))
+      box = left * across, top * down, (left + width) * across, (top + height) * down
+      crop = resize_part(picture, box, size, size, self.resizer)
     return cv2.flip(crop, 1) if rng.random() < 0.5 and self.horizontal_flip else crop
 
   def _distort(self, crop: np.ndarray, rng: np.random.Generator, blur: float,

@@ -5,8 +5,6 @@ What is done to each crop was drawn on the host, from the seed and the number of
 depend on the devices. Each operation rounds to levels of 8 bits, as OpenCV does on the host.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -54,15 +52,16 @@ def distort(crops: jax.Array, drawn: jax.Array) -> jax.Array:
   order, amounts = drawn[..., :COUNT], drawn[..., COUNT : 2 * COUNT]
   gray, sigma, solarized = (drawn[..., 2 * COUNT + i] for i in range(3))
   ops = adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue
-  x = crops.astype(jnp.float32)
 
   def turn(x, chosen):
-    """The operation that is chosen for each crop."""
-    return functools.reduce(
-      lambda found, i: jnp.where(chosen == i, ops[i](x, amounts[..., i]), found), range(COUNT), x)
+    """What comes next for each crop."""
+    found = x
+    for i, op in enumerate(ops):
+      found = jnp.where(chosen == i, op(x, amounts[..., i]), found)
+    return found, None
 
-  for i in range(COUNT):
-    x = turn(x, order[..., i])
+  # A loop: fused over all four turns, what one of them needs twice would be computed 16 times.
+  x, _ = jax.lax.scan(turn, crops.astype(jnp.float32), jnp.moveaxis(order, -1, 0))
   x = jnp.where(gray > 0, luma(x), x)
   x = jnp.where(sigma > 0, gaussian_blur(x, jnp.maximum(sigma, augment.BLUR_SIGMA[0])), x)
   x = jnp.where((solarized > 0) & (x >= augment.SOLARIZE_THRESHOLD), 255 - x, x)
@@ -102,12 +101,17 @@ def adjust_hue(x: jax.Array, turn: jax.Array) -> jax.Array:
   saturation = (span * _division(255, value) + half) >> SHIFT
   sector = jnp.where(value == r, g - b, jnp.where(value == g, b - r + 2 * span, r - g + 4 * span))
   hue = (sector * _division(256 / 6, span) + half) >> SHIFT
-  hue = (hue + jnp.round(turn[..., 0] * 256).astype(jnp.int32)) % 256
+  hue = (hue + jnp.round(turn[..., 0] * 256).astype(jnp.int32)) & 255
   # And back, in floats.
-  s, v = saturation / 255, value / 255
+  s, v = saturation / 255, value.astype(jnp.float32)
   h = hue * (6 / 255)
-  channel = lambda n: (lambda k: v - v * s * jnp.clip(jnp.minimum(k, 4 - k), 0, 1))((n + h) % 6)
-  return _levels(jnp.stack([channel(5), channel(3), channel(1)], -1) * 255)
+
+  def channel(n):
+    k = h + n
+    k = jnp.where(k >= 6, k - 6, k)
+    return v - v * s * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+  return _levels(jnp.stack([channel(5), channel(3), channel(1)], -1))
 
 
 def _division(numerator: float, value: jax.Array) -> jax.Array:

@@ -13,6 +13,13 @@ LEAD = 4096  # bytes in which metadata about the orientation stands, if there is
 KNOWN = ("YCbCr", "Gray", "RGB")  # the others become RGB in ways of their own
 
 
+class Smaller(np.ndarray):
+  """Pixels of an image that became smaller while it was decoded; `full` is its own height and
+  width."""
+
+  full: tuple[int, int] | None = None
+
+
 def pixels(data: bytes, most: int, least_side: float = 0.0) -> np.ndarray | None:
   """The pixels of a JPEG file, or None for what is left to Pillow.
 
@@ -26,7 +33,7 @@ def pixels(data: bytes, most: int, least_side: float = 0.0) -> np.ndarray | None
       long as the root of its number of pixels stays at least this.
 
   Returns:
-    uint8 [H, W, 3], bit for bit what Pillow decodes unless made smaller; or None.
+    uint8 [H, W, 3], bit for bit what Pillow decodes; or `Smaller`; or None.
   """
   if simplejpeg is None or data[:2] != b"\xff\xd8" or b"Exif\x00\x00" in data[:LEAD]:
     return None
@@ -39,6 +46,10 @@ def pixels(data: bytes, most: int, least_side: float = 0.0) -> np.ndarray | None
       scale = min(least_side / math.sqrt(height * width), 1.0)
       least = dict(min_height=max(math.ceil(height * scale), 1),
                    min_width=max(math.ceil(width * scale), 1))
-    return simplejpeg.decode_jpeg(data, "RGB", **least)
+    decoded = simplejpeg.decode_jpeg(data, "RGB", **least)
+    if decoded.shape[:2] != (height, width):
+      decoded = decoded.view(Smaller)
+      decoded.full = height, width
+    return decoded
   except ValueError:
     return None

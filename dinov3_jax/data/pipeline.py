@@ -284,7 +284,7 @@ class Pipeline:
         f"read, more than max_damaged={self._max_damaged:.1%}; the log names them, for example "
         f"{next(iter(self._named))}")
     taken = self._seen // self._maker.images
-    if np.any(self._shares) and taken >= 100 and 10 ** int(math.log10(taken)) == taken:
+    if np.any(self._shares) and taken >= 100 and str(taken).rstrip("0") == "1":
       shares = zip(self._maker.source.members, self._shares / self._shares.sum())
       log.info("of the images of %s batches: %s", f"{taken:,}", ", ".join(
         f"{printable(member.name)} {share:.1%}" for member, share in shares))

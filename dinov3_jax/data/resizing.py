@@ -1,6 +1,7 @@
 """Resizes images."""
 
 import logging
+import math
 import threading
 from typing import Literal
 
@@ -64,7 +65,33 @@ def resize(image: np.ndarray | Image.Image, height: int, width: int,
   return np.asarray(resized)
 
 
-def _fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_part(image: np.ndarray, box: tuple[float, float, float, float], height: int, width: int,
+                how: Literal["exact", "fast"] = "exact") -> np.ndarray:
+  """The same of a part of an image whose edges lie between pixels.
+
+  Args:
+    image: uint8 [H, W, 3].
+    box: left, top, right and bottom of the part, pixels.
+    height, width, how: see `resize`.
+
+  Returns:
+    uint8 [height, width, 3].
+  """
+  left, top, right, bottom = box
+  x, y = int(left), int(top)
+  window = image[y : math.ceil(bottom - 1e-6), x : math.ceil(right - 1e-6)]
+  rows, columns = window.shape[:2]  # of what the part touches
+  left, top, right, bottom = left - x, top - y, min(right - x, columns), min(bottom - y, rows)
+  if how == "fast" and cykooz_resizer:
+    return _fast(window, height, width, (left, top, right - left, bottom - top))
+  resized = Image.fromarray(np.ascontiguousarray(window)).resize(
+    (width, height), Image.Resampling.BICUBIC, (left, top, right, bottom), GAP)
+  return np.asarray(resized)
+
+
+def _fast(image: np.ndarray, height: int, width: int,
+          box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+  """By cykooz-resizer; `box` is left, top, width and height."""
   fast = cykooz_resizer
   if not hasattr(_threads, "resizer"):
     _threads.resizer = fast.Resizer()
@@ -72,5 +99,8 @@ def _fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
   rows, columns = image.shape[:2]
   source = fast.ImageData(columns, rows, fast.PixelType.U8x3, image.tobytes())
   result = fast.ImageData(width, height, fast.PixelType.U8x3)
-  _threads.resizer.resize(source, result, _threads.options)
+  options = _threads.options
+  if box:
+    options = fast.ResizeOptions(options.resize_alg, crop_box=fast.CropBox(*box))
+  _threads.resizer.resize(source, result, options)
   return np.frombuffer(result.get_buffer(), np.uint8).reshape(height, width, 3)

@@ -36,6 +36,8 @@ TASKS = {
   "depth": Task("dense", "nyu:run", "nyu_train.txt, nyu_test.txt and what they name"),
   "kitti": Task("dense", "kitti:run", "eigen_{train,test}_files_with_gt.txt, raw/ and "
                 "data_depth_annotated/"),
+  "navi": Task("3D", "views:run", "navi_v1/OBJECT/wild_set with images/, depth/, annotations.json"),
+  "stereo": Task("3D", "stereo:run", "SCENE/ of Middlebury 2014 with disp0.pfm and calib.txt"),
   "spair": Task("3D", "keypoints:run", "SPair-71k with PairAnnotation/test"),
   "discovery": Task("objects", "discovery:run",
                     "VOCdevkit/VOC2007 or VOC2012, or COCO with coco_20k_filenames.txt"),
@@ -45,6 +47,8 @@ TASKS = {
   "oxford": Task("retrieval", "instances:oxford", "gnd_roxford5k.pkl (or rparis6k) and jpg/*.jpg"),
   "met": Task("retrieval", "artworks:run", "images/ and ground_truth/*.json"),
   "amstertime": Task("retrieval", "instances:amstertime", "new/0000.png and old/0000.jpg"),
+  "pca": Task("pictures", "pictures:pca", "a folder of images, or of videos"),
+  "foreground": Task("pictures", "pictures:foreground", "images/NAME.jpg and labels/NAME.png"),
   "zeroshot": Task("text", "zeroshot:run", "val/CLASS/*.jpg, ImageNet's or any", text=True),
   "retrieval_text": Task("text", "retrieval_text:run",
                          "COCO or Flickr30k with dataset_*.json, or COCO's annotations", text=True),

@@ -84,3 +84,21 @@ def read_labels(path: str | os.PathLike) -> np.ndarray:
       return np.asarray(image)
   except OSError as error:
     raise ValueError(f"{path} cannot be read as a label file: {error}") from error
+
+
+def read_alpha(path: str | os.PathLike) -> np.ndarray:
+  """How much of each pixel is covered, uint8 [H, W]: the alpha of an image, or its grey value.
+
+  Raises:
+    ValueError: an image in colours without alpha, or none that can be read.
+  """
+  try:
+    with Image.open(path) as image:
+      if image.mode in ("RGBA", "LA", "PA"):
+        return np.asarray(image.getchannel("A"))
+      if image.mode in ("L", "1"):
+        return np.asarray(image.convert("L"))
+      raise ValueError(f"{path} has the mode {image.mode}: wanted is an alpha channel, or grey "
+                       "values")
+  except OSError as error:
+    raise ValueError(f"{path} cannot be read as a mask: {error}") from error

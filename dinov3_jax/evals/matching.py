@@ -61,5 +61,8 @@ def _unit(x):
 
 @jax.jit
 def _nearest(source, target):
-  values, places = jax.lax.top_k(jnp.matmul(_unit(source), target.T, precision="float32"), 2)
-  return places[:, 0], values[:, 0], values[:, 1]
+  # Not `lax.top_k`, which sorts on CPUs.
+  cosine = jnp.matmul(_unit(source), target.T, precision="float32")
+  places = cosine.argmax(1)
+  others = jnp.where(jnp.arange(len(target)) == places[:, None], -jnp.inf, cosine)
+  return places.astype(jnp.int32), cosine.max(1), others.max(1)

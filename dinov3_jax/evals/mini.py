@@ -3,12 +3,13 @@ r"""Writes small data sets in the layouts of the real ones, to try every task of
   python -m dinov3_jax.evals.mini --out DIR
 
 They are made from OpenMoji's drawings over generated backgrounds, by a seed: real in their layout
-and in nothing else, so that figures on them compare models with each other, not with the paper.
+and in little else, so that figures on them compare models with each other, not with the paper.
 Each set has a folder in DIR:
 
 {sets}
 
-Videos need PyAV (`pip install av`); `--sets` takes some of the sets only.
+The videos of actions need PyAV (`pip install av`), the stereo pair, which is a real one, and the
+depth need its photographs (`pip install scikit-image`); `--sets` takes some of the sets only.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dinov3_jax.evals import mini_images, mini_videos
+from dinov3_jax.evals import mini_images, mini_videos, mini_views
 from dinov3_jax.evals.mini_canvas import Drawings
 
 SETS = {  # by folder: what writes it, and the tasks that it is for
@@ -34,6 +35,9 @@ SETS = {  # by folder: what writes it, and the tasks that it is for
   "SSv2": (mini_videos.ssv2, "actions"),
   "K400": (mini_videos.kinetics, "actions"),
   "UCF101": (mini_videos.ucf, "actions"),
+  "NAVI": (mini_views.navi, "navi"),
+  "Middlebury": (mini_views.middlebury, "stereo"),
+  "NYUv2": (mini_views.nyu, "depth"),
 }
 
 

@@ -20,6 +20,7 @@ class Plan:
     size: of images, in pixels, rounded down to whole patches; None: as the task has it.
     steps: of a trained probe; None: as the task has it.
     settings: as of a `Session`.
+    baseline: a figure of the same task that no features are needed for; empty: none.
   """
 
   task: str
@@ -28,6 +29,7 @@ class Plan:
   size: int | None = None
   steps: int | None = None
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  baseline: str = ""
 
   def run(self, session: Session, root: pathlib.Path) -> Result:
     """Runs the task with a session's model on the data set in a folder that `mini.write` wrote."""
@@ -36,19 +38,23 @@ class Plan:
         session, data=root / self.data, size=size, steps=self.steps, settings=self.settings))
 
 
-PROBE = dict(frames=8, batch=16, width=96, heads=4, blocks=2, ratio=2)
+PROBE = dict(frames=6, batch=16, width=48, heads=4, blocks=2, ratio=2)
+COPIED, CONSTANT = "J&F of the first mask, copied", "RMSE of a constant"
 PLANS = (
+  Plan("tracking", "DAVIS", "J&F", 192, baseline=COPIED),
+  Plan("stereo", "Middlebury", "recall at 20 cm, all patches"),
+  Plan("depth", "NYUv2", "RMSE", steps=100, baseline=CONSTANT),
   Plan("knn", "folders", "top-1, k = 20", 32),
   Plan("linear", "folders", "top-1", 32),
   Plan("logistic", "folders", "top-1", 32),
-  Plan("segmentation", "VOC", "VOC2012 mIoU", 96, 150),
-  Plan("spair", "SPair-71k", "recall", 128),
+  Plan("segmentation", "VOC", "VOC2012 mIoU", 96, 100),
   Plan("discovery", "VOC", "VOC2007, best"),
-  Plan("tracking", "DAVIS", "J&F", 192),
-  Plan("tracking", "YouTube-VOS", "J&F", 192),
-  Plan("tracking", "MOSE", "J&F", 192),
-  Plan("actions", "K400", "K400", 64, 120, PROBE),
-  Plan("actions", "SSv2", "SSv2", 64, 120, PROBE),
   Plan("oxford", "oxford", "roxford5k easy", 64),
   Plan("amstertime", "AmsterTime", "mAP", 64),
+  Plan("spair", "SPair-71k", "recall", 128),
+  Plan("navi", "NAVI", "recall at 2 cm, cosine", 256),
+  Plan("actions", "K400", "K400", 32, 120, PROBE),
+  Plan("actions", "SSv2", "SSv2", 32, 120, PROBE),
+  Plan("tracking", "YouTube-VOS", "J&F", 192, baseline=COPIED),
+  Plan("tracking", "MOSE", "J&F", 192, baseline=COPIED),
 )

@@ -38,7 +38,7 @@ def scene(drawings, rng: np.random.Generator, frames: int, height: int = 192, wi
     yield np.clip(image + noise, 0, 255).astype(np.uint8), labels
 
 
-def davis(out: pathlib.Path, drawings, rng: np.random.Generator, videos: int = 4, frames: int = 8):
+def davis(out: pathlib.Path, drawings, rng: np.random.Generator, videos: int = 8, frames: int = 10):
   """DAVIS 2017: a mask for every frame, and the list of the videos."""
   names = [f"clip{i}" for i in range(videos)]
   for name in names:

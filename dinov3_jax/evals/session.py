@@ -68,6 +68,7 @@ class Session:
     stop: asked between batches whether to stop.
     left_out: names of damaged images, and why; the tasks go on without them.
     settings: what a task is to do otherwise than in its protocol, by the names that it asks for.
+    asked: the names that tasks have asked for so far.
   """
 
   model: nnx.Module
@@ -82,6 +83,7 @@ class Session:
   stop: Callable[[], object] = lambda: False
   left_out: dict[str, str] = dataclasses.field(default_factory=dict)
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  asked: set[str] = dataclasses.field(default_factory=set)
 
   @functools.cached_property
   def digest(self) -> str:
@@ -103,6 +105,7 @@ class Session:
       ValueError: a value of another type.
     """
     result = dict(own)
+    self.asked |= own.keys()
     for key in own.keys() & self.settings.keys():
       value, kind = self.settings[key], type(own[key])
       try:

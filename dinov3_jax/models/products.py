@@ -73,7 +73,7 @@ def for_training(graphs: dict[str, nnx.GraphDef], shapes: dict, platform: str, d
 
 def _with_dot(graph: nnx.GraphDef, params: dict, dot: Callable) -> nnx.GraphDef:
   module = nnx.merge(graph, params)
-  module.set_attributes(dot_general=dot)
+  module.set_attributes(dot_general=dot, raise_if_not_found=False)  # a foreign one has no layers
   return nnx.split(module)[0]
 
 

@@ -9,6 +9,7 @@ import jax
 from etils import epath
 
 from dinov3_jax.data.durable import write_text
+from dinov3_jax.train.hooks import is_accuracy
 from dinov3_jax.train.writer import Writer
 from dinov3_jax.weights.places import BEST, FOLDER
 
@@ -52,7 +53,7 @@ class Best:
     if not self._metric or not found:
       return
     if self._metric not in found:
-      if any(name.rpartition("/")[2].startswith("knn") for name in found):
+      if any(map(is_accuracy, found)):  # not the health figures alone
         self._tell_missing(found)
       return
     if not found[self._metric] > self._value:

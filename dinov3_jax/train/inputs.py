@@ -72,6 +72,9 @@ def open_pipeline(config: ConfigDict, source: Source, mesh: Mesh) -> Pipeline:
   crops, masks, parts = config.crops, config.masks, config.train.micro_batches
   shards = sharding.data_shards(mesh)
   sharding.check_parts(config.train.batch_size, shards, parts)
+  if config.data.colors == "device" and jax.default_backend() == "cpu":
+    log.warning("data.colors=device: the device is the CPU, which takes many times longer for it "
+                "than OpenCV does; data.colors=host is faster here")
   local = [shard * parts + part for shard in sharding.local_shards(mesh) for part in range(parts)]
   return make_pipeline(
     source, make_multi_crops(config), crops.size_weights, config.train.batch_size,

@@ -97,8 +97,8 @@ def adam(groups: Params, b1: float, b2: float, freeze: int) -> optax.GradientTra
   """Adam's direction (eps 1e-8, bias-corrected), with moments for what is trained alone.
 
   With `freeze`, the moments of the backbone stay as they are for so many steps, and so does the
-  count that corrects their bias: its first update is then as large as that of a fresh start, not
-  three times that. `update` takes `step=`.
+  count that corrects their bias: its first update is then as large as that of a fresh start. With
+  one count for all it would be a multiple of that. `update` takes `step=`.
   """
 
   def of(part: Params) -> optax.GradientTransformation:

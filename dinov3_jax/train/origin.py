@@ -52,8 +52,9 @@ def find(path: str) -> Origin:
     return Origin(path, place, settings, heads.sizes_of(place))
   folder = native.locate(place)
   stored = native.stored_settings(folder)
-  sizes = {name: {key: stored[name.removesuffix("_head")][key] for key in SIZES}
-           for name in heads.NAMES}
+  sections = {name: stored.get(name.removesuffix("_head")) for name in heads.NAMES}
+  sizes = {name: {key: section[key] for key in SIZES} for name, section in sections.items()
+           if section}  # other kinds of training have no such heads
   return Origin(path, folder, settings, sizes)
 
 

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from configs import adapt, base, distill, heads
 from dinov3_jax.costs.flops import step_flops
-from dinov3_jax.models.adapters import fold
+from dinov3_jax.models.adapters import fold, is_adapter
 from dinov3_jax.models.variants import VARIANTS, differences
 from dinov3_jax.train import sharding, targets
 from dinov3_jax.train.settings import check_settings
@@ -129,19 +129,22 @@ def history(config, count):
   return jax.device_get(states), metrics
 
 
-def batch_of(config, it):
+def batch_of(config, it, mesh=None):
   """Random images and masks, as the pipeline makes them."""
-  abstract = sharding.abstract_batch(config, sharding.make_mesh(config, jax.devices()[:1]))
+  if mesh is None:
+    mesh = sharding.make_mesh(config, jax.devices()[:1])
+  abstract = sharding.abstract_batch(config, mesh)
   rng = np.random.default_rng(it)
   batch = {name: rng.integers(0, 256, x.shape, np.uint8) for name, x in abstract.items()
            if name.endswith("crops")}
-  count = abstract["mask_indices"].shape[1]
-  places = np.sort(rng.permutation(abstract["masks"].size)[:count])
-  masks = np.zeros(abstract["masks"].size, bool)
-  masks[places] = True
+  shards, count = abstract["mask_indices"].shape
+  own = abstract["masks"].size // shards
+  places = np.stack([np.sort(rng.permutation(own)[:count]) for _ in range(shards)])
+  masks = np.zeros((shards, own), bool)
+  np.put_along_axis(masks, places, True, axis=1)
   return batch | dict(masks=masks.reshape(abstract["masks"].shape),
-                      mask_indices=places[None].astype(np.int32),
-                      mask_weights=np.full((1, count), 0.1, np.float32))
+                      mask_indices=places.astype(np.int32),
+                      mask_weights=np.full((shards, count), 0.1, np.float32))
 
 
 def adam_of(state):
@@ -171,7 +174,7 @@ def test_the_backbone_waits_and_then_learns_at_a_rising_rate(run):
   chex.assert_trees_all_equal(states[-1].gram_teacher["backbone"], first.student["backbone"])
   for values in metrics:
     total = (0.25 * values["dino_global_loss"] + 0.75 * values["dino_local_loss"]
-             + values["ibot_loss"] + 0.2 * values["koleo_loss"] + values["gram_loss"]
+             + values["ibot_loss"] + 0.2 * values["koleo_loss"] + 0.3 * values["gram_loss"]
              + 3 * values["cls_preservation_loss"])
     np.testing.assert_allclose(values["loss"], total, rtol=1e-5)
     assert values["cls_preservation_loss"] > 0 and values["gram_loss"] > 0  # of masked crops
@@ -237,3 +240,30 @@ def test_heads_alone_leave_the_backbone_to_the_last_bit_and_are_a_teacher(run, t
   made = targets.make_targets(student, found.config)(
     teacher.params, {"global_crops": np.zeros((2, 2, 32, 32, 3), np.uint8)})
   assert made["cls"].shape == (2, 2, 16) and np.isfinite(made["patches"]).all()
+
+
+def test_on_a_mesh_adapters_learn_as_on_one_device(run):
+  config = small(adapt, run[0], **{
+    "model.adapter_rank": 2, "model.drop_path": 0.0, "koleo.group": 2, "mesh.data": 1,
+    "mesh.fsdp": 2, "mesh.tensor": 2, "optim.freeze_backbone_steps": 0,
+    "optim.ramp_backbone_steps": 0})
+  config.model.rope.rescale = None
+  mesh = sharding.make_mesh(config, jax.devices()[:4])
+  layout = jax.tree.map(lambda x: x.sharding,
+                        sharding.abstract_state(mesh, lambda: init_state(config)))
+  attention = layout.student["backbone"]["blocks"]["attn"]
+  assert attention["qkv_adapter"]["b"].spec[3] == attention["proj_adapter"]["a"].spec[1] == "tensor"
+  assert attention["qkv_adapter"]["a"].spec[1] == attention["proj_adapter"]["b"].spec[2] == "fsdp"
+  batch = batch_of(config, 0, mesh)
+  state = jax.jit(lambda: init_state(config))()
+  lively = lambda path, x: 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) if (
+    any(is_adapter(str(getattr(key, "key", ""))) for key in path)) else x
+  student = jax.tree_util.tree_map_with_path(lively, state.student)
+  state = state.replace(student=student)
+  one, expected = jax.jit(make_train_step(config))(state, batch)
+  other, metrics = jax.jit(make_train_step(config, mesh))(
+    jax.device_put(state, layout), jax.device_put(batch, sharding.batch_sharding(mesh)))
+  for name, value in expected.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+  chex.assert_trees_all_close(adam_of(jax.device_get(other)), adam_of(jax.device_get(one)),
+                              rtol=1e-3, atol=1e-6)

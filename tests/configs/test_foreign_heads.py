@@ -42,7 +42,7 @@ def test_it_makes_a_step_and_teaches_as_many_prototypes():
   assert metrics["loss"].shape == ()
   student = distill.get_config("vits16")
   for head in (student.dino, student.ibot):
-    head.prototypes = 16_384
+    head.prototypes = 8192
   targets.check_student(student, config)
 
 

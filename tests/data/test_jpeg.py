@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dinov3_jax.data import jpeg
+from dinov3_jax.data.crops import MultiCrop
 from dinov3_jax.data.decode import Decoder, decode
 
 pytest.importorskip("simplejpeg")
@@ -57,3 +58,16 @@ def test_images_become_smaller_while_they_stay_large_enough(least):
   assert root <= max(least, full / 8) + full / 8 or least > full  # by steps of an eighth
   averaged = np.asarray(Image.fromarray(by_pillow(data)).resize(small.shape[1::-1], Image.BOX))
   assert np.abs(small.astype(int) - averaged).mean() < 2
+
+
+@pytest.mark.parametrize("resizer", ["exact", "fast"])
+def test_crops_of_a_smaller_image_are_those_of_the_full_one(resizer):
+  data = encoded((800, 600))
+  full, small = Decoder()(data, "x"), Decoder(least_side=170)(data, "x")
+  assert small.full == (600, 800) and small.shape == (150, 200, 3) and not hasattr(full, "full")
+  crop = MultiCrop(48, 32, patch_size=8, color_strength=0.0, resizer=resizer)
+  for seed in range(5):
+    ours, theirs = (crop(image, np.random.default_rng(seed)) for image in (small, full))
+    for name in ours:
+      square = ((ours[name].astype(float) - theirs[name])**2).mean()
+      assert 10 * np.log10(255**2 / square) > 45

@@ -25,6 +25,20 @@ def test_fast_is_alike(shape):
   assert difference.mean() < 0.2 and 10 * np.log10(255**2 / (difference**2).mean()) > 55
 
 
+@pytest.mark.parametrize("how", ["exact", "fast"])
+def test_a_part_between_pixels(how):
+  if how == "fast":
+    pytest.importorskip("cykooz_resizer")
+  image = picture()
+  whole = resizing.resize_part(image, (20.0, 10.0, 120.0, 110.0), 50, 50, how).astype(int)
+  assert np.abs(whole - resizing.resize(image[10:110, 20:120], 50, 50)).mean() < 0.2
+  # A ramp tells where a part begins, to a fraction of a pixel.
+  ramp = np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 60, 0).repeat(3, 2)
+  part = resizing.resize_part(ramp, (30.4, 5.5, 130.4, 55.5), 50, 100, how)
+  np.testing.assert_allclose(part[25, 5:-5, 0], 30.4 + np.arange(5, 95), atol=0.61)
+  assert resizing.resize_part(image, (0.0, 0.0, 200.0, 150.0), 32, 32, how).shape == (32, 32, 3)
+
+
 def test_draws_are_the_same():
   pytest.importorskip("cykooz_resizer")
   exact, fast = (MultiCrop(32, 16, resizer=how, color_strength=0.0)(

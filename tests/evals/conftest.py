@@ -60,7 +60,8 @@ def mini_data(tmp_path_factory, shapes):
   return _write(tmp_path_factory.mktemp("mini"), shapes, folders=dict(train=8, val=4),
                 VOC=dict(train=6, val=3, boxes=3), SPair_71k={}, DAVIS=dict(videos=2, frames=5),
                 oxford=dict(queries=4, others=4), AmsterTime=dict(pairs=6),
-                YouTube_VOS=dict(videos=2), MOSE=dict(videos=2, frames=5))
+                YouTube_VOS=dict(videos=2), MOSE=dict(videos=2, frames=5),
+                NAVI=dict(objects=1, views=4))
 
 
 @pytest.fixture(scope="session")

@@ -21,3 +21,12 @@ def test_files(tmp_path):
   drawing.write(tmp_path / "b" / "film.gif", [canvas, 255 - canvas, canvas])
   with Image.open(tmp_path / "b" / "film.gif") as film:
     assert film.n_frames == 3 and film.size == (6, 5)
+
+
+def test_lines_from_points_to_their_matches():
+  black = np.zeros((20, 30, 3), np.uint8)
+  picture = drawing.matched(black, black, np.array([[5, 4], [5, 15]]), np.array([[5, 4], [5, 15]]),
+                            [True, False])
+  assert picture.shape == (20, 60, 3)
+  np.testing.assert_array_equal(picture[4, 5:36], np.tile([0, 255, 0], (31, 1)))
+  np.testing.assert_array_equal(picture[15, 5:36], np.tile([255, 0, 0], (31, 1)))

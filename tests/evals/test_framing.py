@@ -56,3 +56,17 @@ def test_a_border_is_cut_off():
   image[1:-1, 1:-1] = np.random.default_rng(0).integers(0, 255, (16, 24, 3))
   look = framing.Framing((0.5,) * 3, (0.5,) * 3, 16)
   np.testing.assert_array_equal(dataclasses.replace(look, border=1)(image), look(image[1:-1, 1:-1]))
+
+
+def test_alpha_or_grey_values_are_a_mask(tmp_path):
+  alpha = np.random.default_rng(0).integers(0, 255, (4, 6), np.uint8)
+  image = np.dstack([np.zeros((4, 6, 3), np.uint8), alpha])
+  for name, array in (("rgba", image), ("grey", alpha)):
+    Image.fromarray(array).save(tmp_path / f"{name}.png")
+    np.testing.assert_array_equal(framing.read_alpha(tmp_path / f"{name}.png"), alpha)
+  Image.fromarray(image[..., :3]).save(tmp_path / "rgb.png")
+  with pytest.raises(ValueError, match="mode RGB: wanted is an alpha channel"):
+    framing.read_alpha(tmp_path / "rgb.png")
+  (tmp_path / "no.png").write_text("no image")
+  with pytest.raises(ValueError, match="cannot be read as a mask"):
+    framing.read_alpha(tmp_path / "no.png")

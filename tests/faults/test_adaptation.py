@@ -78,7 +78,7 @@ def train(weights, images, workdir, kill=-1):
   environment = dict(os.environ, JAX_PLATFORMS="cpu")
   environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=1"  # the last one counts
   done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment,
-                        capture_output=True, text=True, timeout=300)
+                        capture_output=True, text=True, timeout=600)
   return done.returncode, done.stderr
 
 

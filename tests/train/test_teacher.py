@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 import dinov3_jax
 from configs import base
 from dinov3_jax.models import callables
-from dinov3_jax.train import checkpoint, loop, sharding, teacher
-from dinov3_jax.train.state import abstract_modules
+from dinov3_jax.train import checkpoint, loop, prepare, sharding, teacher
+from dinov3_jax.train.state import abstract_modules, init_state
 from dinov3_jax.train.targets import make_targets
 from dinov3_jax.weights import exporting, naming, native
 from tests import strangers
@@ -83,6 +83,41 @@ def test_what_cannot_teach(teacher_run, tmp_path):
     teacher.find(str(damaged))
 
 
+@pytest.mark.parametrize("changes, message", [
+  ({"dino.prototypes": 16}, "dino head has 32 prototypes, that of the student 16: set dino.proto"),
+  ({"ibot.prototypes": 16}, "ibot head has 24 prototypes, that of the student 16: set ibot.proto"),
+  ({"model.patch_size": 4}, "a patch of the student is 4 pixels wide and one of the teacher 8"),
+  ({"gram.teacher": "ema"}, "gram.teacher='ema' does not go with distillation"),
+  ({"distill.digest": "0123456789abcdef"}, "is not the one that this run learned from"),
+  ({"distill.teacher": "", "distill.digest": "0123456789abcdef"},
+   "distill.digest without a teacher: set distill.teacher"),
+])
+def test_what_does_not_go_with_a_teacher_is_a_line_before_a_step_is_traced(
+    distill_config, tmp_path, monkeypatch, changes, message):
+  monkeypatch.setattr(prepare, "traced_step", None)
+  distill_config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError) as error:
+    loop.prepare(distill_config, tmp_path / "run")
+  assert message in str(error.value) and "\n" not in str(error.value)
+  assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_teacher_that_has_changed_is_a_line(distill_config, teacher_run, tmp_path, monkeypatch):
+  folder = shutil.copytree(teacher_run, tmp_path / "teacher")
+  distill_config.distill.teacher = str(folder)
+  run = loop.prepare(distill_config, tmp_path / "run")
+  run.pipeline.close()
+  write_run(tmp_path / "run", run.config)  # as if it had done a step
+  monkeypatch.setattr(prepare, "traced_step", lambda *_: None)
+  loop.prepare(distill_config, tmp_path / "run").pipeline.close()
+  shutil.rmtree(folder / "checkpoints")
+  write_run(folder, checkpoint.stored_config(checkpoint.locate(teacher_run)), seed=1)
+  monkeypatch.setattr(prepare, "traced_step", None)
+  with pytest.raises(ValueError, match="is not the one that this run learned from") as error:
+    loop.prepare(distill_config, tmp_path / "run")
+  assert "\n" not in str(error.value) and run.config.distill.digest in str(error.value)
+
+
 def heads_config(images, callable, **options):
   """Three steps of heads on somebody else's network."""
   config = tiny_student(images, "")
@@ -98,7 +133,7 @@ def test_heads_learn_on_a_function_and_teach(quick_images, distill_config, mesh,
   config.evals.update(every=3, image_size=16, picture_size=16)
   state = loop.train(config, tmp_path / "heads")
   assert not state.student["backbone"]
-  born = jax.jit(lambda: loop.init_state(config))()
+  born = jax.jit(lambda: init_state(config))()
   moved = jax.tree.map(lambda x, y: bool((x != y).any()), state.teacher, born.teacher)
   assert all(jax.tree.leaves(moved)) and len(jax.tree.leaves(moved)) == 14
   images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)

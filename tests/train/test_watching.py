@@ -172,3 +172,18 @@ def test_an_evaluation_that_was_done_is_not_done_again(run, monkeypatch, bank, h
   (run.workdir / "metrics.jsonl").write_text(json.dumps({"step": 4} | last) + "\n")
   assert list(make_watching(run)[0]._observers) == ["evaluation"]
   assert seen == [done]
+
+
+@pytest.mark.parametrize("init_from, done", [("", 0), ("runs/a", None)])
+def test_what_somebodys_weights_can_do_is_known_before_the_first_step(run, monkeypatch, init_from,
+                                                                     done):
+  class Images:
+    labels = (0,)
+
+  seen = []
+  monkeypatch.setattr(watching, "Evaluation", lambda *args, done, prefix: seen.append(
+    (prefix, args[3:], done)))
+  run.config.init_from = init_from
+  run.source, run.held_out, run.general = Images(), Images(), (Images(), Images())
+  assert list(make_watching(run)[0]._observers) == ["evaluation", "general evaluation"]
+  assert seen == [("", (run.source, run.held_out), done), ("general/", run.general, done)]

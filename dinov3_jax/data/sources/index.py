@@ -1,5 +1,6 @@
 """Where each image of a set of files lies: found out once, kept on disk, and mapped into memory."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -246,9 +247,9 @@ def save(index: Index, folder: pathlib.Path) -> None:
     np.save(new / f"{key}.npy", getattr(index, key))
   (new / "notes.json").write_text(json.dumps(index._notes))
   old = folder.with_name(f"{folder.name}.{os.getpid()}.old")
-  if folder.exists():
-    folder.rename(old)
   try:
+    with contextlib.suppress(FileNotFoundError):
+      folder.rename(old)
     new.rename(folder)
   except OSError:  # another process was faster
     shutil.rmtree(new)

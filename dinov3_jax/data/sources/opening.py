@@ -1,5 +1,6 @@
 """From the name of a source to the source."""
 
+import collections
 import importlib
 import os
 import re
@@ -129,4 +130,19 @@ def _files(kind: str, path: str) -> list[str]:
   files = [file for file in places.files_in(expanded) if _kind_of_file(file) == kind]
   if not files:
     raise ValueError(f"there is no {kind} file in {printable(path)}")
+  _check_whole(path, files)
   return files
+
+
+def _check_whole(folder: str, files: list[str]):
+  """Raises a ValueError if a folder lacks some of the files that their names count."""
+  counted = collections.Counter()
+  for file in files:
+    found = re.fullmatch(r"(.+)-\d+-of-(\d+)\b(.*)", os.path.basename(file))
+    if found:
+      counted[found.groups()] += 1
+  for (prefix, total, _), count in counted.items():
+    if count != int(total):
+      raise ValueError(f"{printable(folder)} has {count:,} of the {int(total):,} files "
+                       f"{printable(prefix)}-*: finish to copy or to pack them, or name those that "
+                       "are there by a pattern")

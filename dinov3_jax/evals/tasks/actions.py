@@ -42,7 +42,7 @@ def run(session: Session) -> Result:
                            mesh=session.mesh)
   scores = [(probes.probabilities(*_tokens(session, views[:1])).argmax(-1)[:, 0] == label)
             for views, label in _seen(session, choosing, size, own.frames, (1, 1))]
-  accuracy = _mean(scores, "choosing")
+  accuracy = _mean(scores, "training videos that choose the probe")
   best = int(np.argmax(accuracy))
   found, cells = [], []
   for views, label in _seen(session, val, size, own.frames, VIEWS):
@@ -51,7 +51,7 @@ def run(session: Session) -> Result:
     found.append((single == label, all_views == label))
     if len(cells) < 8:
       cells.append(strip(views[0][0], classes[single], classes[label]))
-  single, many = 100 * _mean(found, "validation")
+  single, many = 100 * _mean(found, "validation videos")
   views = VIEWS[0] * VIEWS[1]
   return Result(
     {name: float(single), f"{name}, {views} views": float(many)},
@@ -172,7 +172,7 @@ def _seen(session: Session, split: Split, size: int, frames: int, views: tuple[i
 
 def _mean(found: list, what: str) -> np.ndarray:
   if not found:
-    raise ValueError(f"none of the {what} videos can be read")
+    raise ValueError(f"none of the {what} can be read")
   return np.mean(found, 0)
 
 

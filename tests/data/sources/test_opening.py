@@ -71,6 +71,17 @@ def test_a_folder_of_shards_is_known_by_them(same, tmp_path, images):
   assert open_source(tmp_path, "all").name(0) == "cat/x.png"
 
 
+def test_a_folder_that_lacks_files_is_no_source(tmp_path, images):
+  from dinov3_jax.data.packing import pack
+  pack(images, tmp_path, split="train", images_per_shard=10)
+  shards = sorted(tmp_path.glob("*.array_record"))
+  shards[1].rename(tmp_path / f"{shards[1].name}.new")
+  with pytest.raises(ValueError, match=r"has 3 of the 4 files train-\*: finish to copy or to pack"):
+    open_source(tmp_path, "train")
+  assert len(open_source(f"{tmp_path}/*.array_record", "all")) == len(
+    open_source(images, "train")) - 10
+
+
 @pytest.mark.parametrize("text, expected", [
   ("x.tar", True), ("s3://b/x", True), ("tfds:a", True), ("openmoji", True), ("d/mix.json", True),
   ("manifest:x.csv", True), ("cat.jpg", False), ("photos", False), ("*.png", False)])
