@@ -70,6 +70,16 @@ def test_usage(monkeypatch, capsys, arguments):
   assert capsys.readouterr().err.startswith("error: usage: python -m dinov3_jax.aot --config=")
 
 
+def test_one_program_of_several_can_be_kept(monkeypatch, capsys, tmp_path):
+  monkeypatch.setattr(sys, "argv", [
+    "aot", "--config=configs/distill.py", "--teacher=configs/vit7b_highres.py",
+    "--topology=v5e:2x4", f"--hlo={tmp_path}/step.hlo"])
+  assert aot.main() == 2
+  said = capsys.readouterr().err
+  assert said == ("error: --hlo keeps one program, and a distillation has several: add "
+                  "--part=NAME\n")
+
+
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help(monkeypatch, capsys, flag):
   monkeypatch.setattr(sys, "argv", ["aot", flag])

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -165,7 +165,8 @@ def _placed(targets: dict, frozen: Any, mesh: Mesh) -> dict:
 
 def compile_parts(config: ConfigDict, devices: list, resolution: int = 0,
                   taught_by: ConfigDict | None = None, only: str | None = None,
-                  make: Callable[[ConfigDict, Mesh], list[Part]] | None = None):
+                  make: Callable[[ConfigDict, Mesh], list[Part]] | None = None
+                  ) -> Iterator[tuple[jax.stages.Compiled, Report]]:
   """The compiled programs of a step, one after the other, each with the `Report` about it.
 
   Args:

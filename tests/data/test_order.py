@@ -68,19 +68,19 @@ def test_draws_are_functions_of_seed_step_and_number(draws):
 def test_a_source_that_is_added_moves_no_draw_between_the_others(draws):
   more = mixture(alone=(500, 0.1), big=(5000, 0.4), small=(700, 0.2), tiny=(3, 1 / 15),
                  new=(50, 1 / 3))
-  after = drawn(Mixed(more, 7))
+  after = drawn(Mixed(more, 7), steps=150)
   from_new = after >= more.starts[4]
-  np.testing.assert_array_equal(after[~from_new], draws[~from_new])
-  assert abs(from_new.mean() - 0.9 / 3) < 0.02
+  np.testing.assert_array_equal(after[~from_new], draws[:150][~from_new])
+  assert abs(from_new.mean() - 0.9 / 3) < 0.04
 
 
 def test_a_homogeneous_one_takes_from_mixed_steps_alone(draws):
   more = Mixture([*PAPER.members[:1], *PAPER.members[1:],
                   Member("alone too", Counted(90), 0.2, True)])
-  after = drawn(Mixed(more, 7))
+  after = drawn(Mixed(more, 7), steps=150)
   taken = (after >= more.starts[4]).all(1)
-  np.testing.assert_array_equal(after[~taken], draws[~taken])
-  assert abs(taken.mean() - 0.2) < 0.06
+  np.testing.assert_array_equal(after[~taken], draws[:150][~taken])
+  assert abs(taken.mean() - 0.2) < 3 * np.sqrt(0.2 * 0.8 / 150)
 
 
 def test_no_image_comes_twice_before_its_part_could_be_through():

@@ -69,10 +69,11 @@ class Ranges:
   def _open_local(self, file: int):
     if len(self._open) >= OPEN:
       self._open.pop(next(iter(self._open)))  # closed once nobody reads it any more
-    handle = self._open[file] = _Handle(self.paths[file])
+    handle = _Handle(self.paths[file])
     if self._marks[file] and handle.mark != self._marks[file]:
       raise OSError(f"{printable(self.paths[file])} has changed since its index was made: start "
                     "anew, which makes it again")
+    self._open[file] = handle
     return handle
 
   def _remote(self, file: int, offset: int, size: int, row: int) -> bytes:

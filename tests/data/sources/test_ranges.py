@@ -38,8 +38,10 @@ def test_a_part_beyond_the_end_and_a_changed_file(files):
   with pytest.raises(OSError, match=r"a ends after 10,241 bytes, within a part"):
     Ranges(paths, marks).read(0, 10_000, 1000)
   os.truncate(paths[1], 100)
-  with pytest.raises(OSError, match="b has changed since its index was made"):
-    Ranges(paths, marks).read(1, 0, 10)
+  changed = Ranges(paths, marks)
+  for _ in range(2):
+    with pytest.raises(OSError, match="b has changed since its index was made"):
+      changed.read(1, 0, 10)
   os.unlink(paths[2])
   with pytest.raises(FileNotFoundError):
     Ranges(paths, marks).read(2, 0, 10)
