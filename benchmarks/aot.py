@@ -22,12 +22,14 @@ CHIPS = {
   "v4": ("v4:8x8x4", SMALL), "v5p": ("v5p:8x8x4", []), "v6e": ("v6e:16x16", SMALL),
   "tpu7x": ("tpu7x:4x8x8", ["mesh.tensor=2"]),
 }
+TEXT = "dino.txt"
 # Recipe, resolutions, and what those of 32 GB need on top.
 STAGES = {
   "pretrain": ("vit7b", 1, ["train.remat=full"]),
   "Gram": ("vit7b_gram", 1, []),
   "high resolution": ("vit7b_highres", 5, ["train.remat=offload"]),
   "ViT-L IN-1k": ("vitl16_in1k", 1, []),
+  TEXT: ("dinotxt_vitl16", 1, []),
 }
 # Students of the 7B, which learn together.
 FAMILIES = {
@@ -62,6 +64,8 @@ def settings_of(chip: str, stage: str) -> list[str]:
   """What is changed of a recipe."""
   if stage in FAMILIES:
     return OF_FAMILIES
+  if stage == TEXT:
+    return []
   if stage == "ViT-L IN-1k":  # KoLeo compares the images of a device
     return ["koleo.group=4" if chip == "tpu7x" else "koleo.group=8"]
   return CHIPS[chip][1] + (STAGES[stage][2] if CHIPS[chip][1] == SMALL else [])

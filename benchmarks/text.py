@@ -25,6 +25,7 @@ from dinov3_jax.text.networks import init_params
 from dinov3_jax.text.objective import unit
 from dinov3_jax.text.retrieval import recall
 from dinov3_jax.text.step import make_features
+from dinov3_jax.text.tokenizer import END, START
 from dinov3_jax.text.zeroshot import accuracy, class_features
 
 RATES = (1e-3, 3e-3, 1e-2)  # of the bag of words, of which the best on the validation split counts
@@ -52,15 +53,23 @@ def measure(pairs, images: np.ndarray, encode) -> dict[str, float]:
 
 
 class Bag:
-  """Word vectors that are summed, and a linear layer on frozen features of images."""
+  """Word vectors that are summed, and a linear layer on frozen features of images.
 
-  def __init__(self, tokenizer, width: int, context: int):
-    self._ids = lambda texts: tokenizer(texts, context)
-    self._context, self._width = context, width
+  Words that no training caption has are left out of a sum.
+  """
+
+  def __init__(self, tokenizer, captions, width: int, context: int):
+    self._width = width
+    known = np.unique(tokenizer([text for texts in captions for text in texts], context))
+    known = known[(known > 0) & (known < START)]
+    place = np.zeros(END + 1, np.int32)
+    place[known] = np.arange(1, len(known) + 1)
+    self._words = len(known) + 1
+    self._ids = lambda texts: place[tokenizer(texts, context)]
 
   def train(self, features, captions, steps: int, batch: int, rate: float, seed: int = 0):
     keys = jax.random.split(jax.random.key(seed))
-    params = dict(words=0.02 * jax.random.normal(keys[0], (49408, self._width)),
+    params = dict(words=0.02 * jax.random.normal(keys[0], (self._words, self._width)),
                   images=0.02 * jax.random.normal(keys[1], (features.shape[1], self._width)),
                   scale=jnp.log(jnp.float32(1 / 0.07)))
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
@@ -83,9 +92,8 @@ class Bag:
 
   @staticmethod
   def texts(params, ids):
-    """The sum of the vectors of a caption's words, its first and last id left out."""
-    is_word = (ids > 0) & (ids < 49406)
-    return jnp.sum(params["words"][ids] * is_word[..., None], axis=1)
+    """The sum of the vectors of a caption's known words."""
+    return jnp.sum(params["words"][ids] * (ids > 0)[..., None], axis=1)
 
   def measure(self, pairs, features, params):
     encode = lambda texts: np.asarray(unit(self.texts(params, self._ids(texts))))
@@ -128,7 +136,7 @@ def main():
   mean, std = seen["train"].mean(0), seen["train"].std(0)
   seen = {name: (values - mean) / std for name, values in seen.items()}
   captions = [splits["train"].captions[i] for i in range(len(splits["train"]))]
-  bag = Bag(model.tokenizer, model.config.embedding, model.config.text.context)
+  bag = Bag(model.tokenizer, captions, model.config.embedding, model.config.text.context)
   bags = [bag.train(seen["train"], captions, args.steps, args.batch, rate) for rate in RATES]
   best = max(bags, key=lambda params: sum(bag.measure(splits["val"], seen["val"], params).values()))
   rows["bag of words"] = bag.measure(test, seen["test"], best)

@@ -19,7 +19,7 @@ project, author, release = "dinov3_jax", "the authors of dinov3_jax", dinov3_jax
 copyright = author
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode",
               "sphinx_copybutton", "myst_parser"]
-myst_heading_anchors = 3  # "page.md#a-heading" is checked
+myst_heading_anchors = 4  # "page.md#a-heading" is checked
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "dinov3_jax"
@@ -78,10 +78,22 @@ def _literal(found) -> str:
 
 
 def pages_for_files(app, document, source):
-  """Links to Markdown that is no page of its own lead to the page that has it."""
-  benchmark = lambda found: f"](measured.md#{_anchor(found[1])})"
-  text = re.sub(r"\]\(\.\./benchmarks/(\w+)\.md\)", benchmark, source[0])
-  source[0] = text.replace("](../README.md)", "](start.md)")
+  """The page with what was measured has all of it, and links to Markdown that is no page of its own
+  lead to the page that has it."""
+  text = source[0]
+  if document == "measured":
+    for path in sorted(ROOT.glob("benchmarks/*.md")):
+      # As seen from docs/: its neighbours are in another folder, and its title is a part's.
+      part = re.sub(r"\]\((?!\.\./|[a-z]+:|#)", "](../benchmarks/", path.read_text())
+      text += "\n" + re.sub(r"(?m)^(?=#+ )", "#", part)
+  text = re.sub(r"\]\(\.\./benchmarks/(\w+)\.md(#[^)]*)?\)", _measured, text)
+  source[0] = text.replace("](../README.md)", "](start.md)").replace("](../docs/", "](")
+
+
+def _measured(found) -> str:
+  if not (ROOT / "benchmarks" / f"{found[1]}.md").exists():
+    return found[0]  # which is then told as broken
+  return f"](measured.md{found[2] or '#' + _anchor(found[1])})"
 
 
 def _anchor(benchmark: str) -> str:

@@ -42,7 +42,8 @@ SETTINGS = {  # the small network's images are small
   "crops.global_sizes": (32,), "crops.local_sizes": (24,), "crops.locals": 2,
   "crops.color_strength": 0.0, "evals.image_size": 32, "evals.picture_size": 96,
   "data.workers": 0, "train.batch_size": 64, "train.steps": 300, "evals.every": 100,
-  "optim.freeze_backbone_steps": 100, "optim.ramp_backbone_steps": 100, "koleo.group": 8}
+  "optim.freeze_backbone_steps": 100, "optim.ramp_backbone_steps": 100, "koleo.group": 8,
+  "schedules.momentum.warmup_steps": 200, "schedules.teacher_temp.warmup_steps": 200}
 
 # %%
 import dinov3_jax, jax

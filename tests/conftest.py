@@ -1,6 +1,7 @@
 """What all tests share: fake devices, a compiler in a hurry, recorded figures, compiled steps."""
 
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -12,9 +13,12 @@ import warnings
 # Before jax is imported. A test's program runs for milliseconds but takes LLVM half a minute to
 # optimise, so here it does not try: the same HLO compiles in a tenth of the time. What stands in
 # the environment already comes last, and wins.
+# XLA ends the process over a flag that it does not know; since jaxlib 0.11 there is one fewer.
 os.environ["XLA_FLAGS"] = " ".join([
     "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", "")])
+    *["--xla_cpu_use_fusion_emitters=false"] * (
+        tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11)),
+    os.environ.get("XLA_FLAGS", "")])
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"))

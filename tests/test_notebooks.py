@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinov3_jax import recipes
+from dinov3_jax.train.settings import check_settings
+
 FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 SMALL = {"train.steps": 4, "train.batch_size": 16, "model.width": 32, "model.depth": 1,
@@ -38,6 +41,25 @@ def test_a_notebook_is_its_text_without_outputs(name):
   badge = f"](https://colab.research.google.com/github/OWNER/dinov3_jax/blob/main/notebooks/{name}"
   assert badge in kept.cells[0].source
   assert "@ git+https://github.com/OWNER/dinov3_jax" in kept.cells[1].source
+
+
+def parameters(name):
+  """The values of a notebook's parameters as they stand."""
+  book = jupytext.read(FOLDER / f"{name}.py")
+  cell, = (cell for cell in book.cells if "parameters" in cell.metadata.get("tags", ()))
+  values = {}
+  exec(cell.source, values)
+  return values
+
+
+def test_settings_as_they_stand_fit_together(trained):
+  """Runs of this file have others."""
+  check_settings(recipes.load("quickstart", parameters("train")["SETTINGS"]))
+  for name, key in (("features", "SETTINGS"), ("adapt", "FIRST")):
+    check_settings(recipes.load("quickstart", parameters(name)[key]))
+  adapted = recipes.load(f"adapt:{trained[0] / 'runs/quickstart'}", parameters("adapt")["SETTINGS"])
+  check_settings(adapted)
+  assert adapted.train.batch_size % adapted.koleo.group == 0
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import types
 
 import chex
 import huggingface_hub
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -72,9 +73,12 @@ def hub(tmp_path, monkeypatch):
 def run(tiny_config, tmp_path):
   """A run of three steps, with metrics and pictures beyond the newest checkpoint."""
   tiny_config.model.update(mask_k_bias=True, norm_eps=1e-5)
-  folder = tmp_path / "run"
+  folder, rng = tmp_path / "run", np.random.default_rng(0)
+  params = jax.tree.map(lambda x: rng.normal(0.5, 0.3, x.shape).astype("f4"),
+                        jax.eval_shape(lambda: init_state(tiny_config)).student)
+  params["backbone"]["blocks"]["attn"]["qkv"]["bias"][:, 1] = 0  # of keys: there is none
   with checkpoint.Writer(folder, keep=1, keep_every=0) as writer:
-    writer.save(3, init_state(tiny_config), {}, tiny_config)
+    writer.save(3, {"student": params, "teacher": params}, {}, tiny_config)
   rows = [dict(step=1, loss=3.0), dict(step=2, loss=2.5, knn_top1=0.25), dict(step=3, loss=2.0),
           dict(step=4, loss=9.0)]
   (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"st')
