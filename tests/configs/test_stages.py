@@ -28,13 +28,17 @@ def parse(argv):
     return main.parse(argv)
 
 
-TRAININGS = [parse(command[2:]) for command in COMMANDS if command[2] == "dinov3_jax.main"]
+# The recipe of foreign heads opens its network as soon as it is read, which takes the hub.
+TRAININGS = [parse(command[2:]) for command in COMMANDS if command[2] == "dinov3_jax.main"
+             and not any("foreign_heads.py:" in argument for argument in command)]
 PUBLISHED = {release.repo for row in VARIANTS.values() for release in row.releases.values()}
+MADE = {argument.removeprefix("--workdir=") for command in COMMANDS for argument in command
+        if argument.startswith("--workdir=")}
 WORKDIRS = [values.workdir for values in TRAININGS]
 
 
 def test_all_commands_are_known():
-  assert len(TRAININGS) == 10
+  assert len(TRAININGS) == 12
   assert {tuple(command[:2]) for command in COMMANDS} == {("python", "-m")}
   assert {command[2] for command in COMMANDS} == {"dinov3_jax.main", "dinov3_jax.export"}
   exported = [command[3] for command in COMMANDS if command[2] == "dinov3_jax.export"]
@@ -56,7 +60,7 @@ def test_what_it_starts_from_is_made_before(values):
   before = WORKDIRS[:WORKDIRS.index(values.workdir)]
   config = values.config
   assert config.init_from in ("", *PUBLISHED, *before)
-  assert config.distill.teacher in ("", *before)
+  assert config.distill.teacher in ("", *MADE)
   if config.gram.init_from:
     run, _, step = config.gram.init_from.partition("/checkpoints/")
     checkpoint = TRAININGS[WORKDIRS.index(run)].config.checkpoint

@@ -36,7 +36,7 @@ def config(tiny_config):
 def make_run(tmp_path):
   """`make_run(config, name, seed)`: the folder of a run, and the teacher in its checkpoint."""
   def make(config, name="run", seed=0):
-    teacher = lively(init_state(config).teacher, seed)
+    teacher = lively(abstract(config).teacher, seed)
     with Writer(tmp_path / name, keep=1, keep_every=0) as writer:
       writer.save(5, {"student": lively(teacher, seed + 100), "teacher": teacher}, {}, config)
     return str(tmp_path / name), teacher
@@ -51,8 +51,8 @@ def started(config, path, **changes):
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict({"init_from": str(path), **changes})
   origin.check(config, abstract(config))
-  fresh = init_state(config)
-  return origin.start(config, fresh), init_state(config)
+  make = jax.jit(lambda: init_state(config))
+  return origin.start(config, make()), make()
 
 
 def test_a_run_gives_its_teacher_with_its_heads(config, make_run, caplog):
