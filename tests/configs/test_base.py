@@ -85,7 +85,11 @@ def test_every_setting_is_read(config, tmp_path, monkeypatch):
   state = jax.eval_shape(lambda: prepare.init_state(config))
   jax.eval_shape(make_train_step(Recorder(config, read)), state, batch)
 
-  assert flatten_dict(config.to_dict(), sep=".").keys() - read == {"optim.stowaway"}
+  unread = flatten_dict(config.to_dict(), sep=".").keys() - read
+  # Two are asked for where a run starts from weights, or evaluates by tasks: their files say so.
+  assert unread == {"optim.stowaway", "init_heads", "evals.task_limit"}
+  for file, setting in (("origin.py", "init_heads"), ("tasks.py", "evals.task_limit")):
+    assert f"config.{setting}" in (Path(loop.__file__).parent / file).read_text()
 
 
 def test_every_schedule_is_used():
