@@ -24,7 +24,7 @@ def scene(drawings, rng: np.random.Generator, frames: int, height: int = 192, wi
     An image and its labels, uint8 [height, width, 3] and [height, width], for each frame.
   """
   chosen = [drawings[i] for i in rng.choice(len(drawings), 3, replace=False)]
-  start, speed = rng.uniform([10, 10], [90, 150], (3, 2)), rng.uniform(-6, 6, (3, 2))
+  start, speed = rng.uniform([10, 10], [90, 150], (3, 2)), rng.uniform(-7, 7, (3, 2))
   turn, grow = rng.uniform(-6, 6, 3), rng.uniform(0.99, 1.02, 3)
   behind, pan = background(rng, height, width + 2 * frames), 2
   for t in range(frames):
@@ -32,7 +32,7 @@ def scene(drawings, rng: np.random.Generator, frames: int, height: int = 192, wi
     labels = np.zeros((height, width), np.uint8)
     for k, drawing in enumerate(chosen):
       top, left = np.round(start[k] + t * speed[k]).astype(int).tolist()
-      image, alpha = compose(image, place(drawing, t * turn[k], 0.8 * grow[k]**t), left, top)
+      image, alpha = compose(image, place(drawing, t * turn[k], 1.1 * grow[k]**t), left, top)
       labels[alpha > 127] = k + 1
     noise = rng.normal(0, 4, image.shape)
     yield np.clip(image + noise, 0, 255).astype(np.uint8), labels
