@@ -61,7 +61,7 @@ class Bench:
     return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
-  def finish(self, workdir: pathlib.Path, *settings: str, seconds: float = 300
+  def finish(self, workdir: pathlib.Path, *settings: str, seconds: float = 3000
              ) -> tuple[int, str, str]:
     """Runs the command to its end: its exit code, and what it prints."""
     process = self.start(workdir, *settings)

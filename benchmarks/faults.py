@@ -240,7 +240,7 @@ def signals(bench: Bench, count: int = 50) -> str:
       wait_for_handler(process)
       time.sleep(bench.rng.uniform(0.0, 8.0))
       process.send_signal(number)
-      out, err = process.communicate(timeout=100)
+      out, err = process.communicate(timeout=1000)
       if "has its" in out:  # it has come to its end
         break
       sent += 1
