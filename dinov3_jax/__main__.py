@@ -43,9 +43,9 @@ def main(argv: list[str], caller: str = "python -m dinov3_jax ") -> int:
   command = argv[1] if len(argv) > 1 else "-h"
   if command in COMMANDS or command in arguments.VERBS:
     del argv[1]
-    arguments.call_as(caller)
-    runpy.run_module(f"dinov3_jax.{MODULES.get(command, command)}", run_name="__main__",
-                     alter_sys=True)
+    with arguments.called_as(caller):
+      runpy.run_module(f"dinov3_jax.{MODULES.get(command, command)}", run_name="__main__",
+                       alter_sys=True)
     return 0
   if command == "completion":
     from dinov3_jax import completion

@@ -1,8 +1,10 @@
 """What the command lines of several commands share. It imports nothing that is slow."""
 
 import argparse
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import dinov3_jax
@@ -16,11 +18,16 @@ REQUIRED = ("config", "workdir", "topology")  # of absl's flags
 _caller = MODULE
 
 
-def call_as(caller: str):
-  """From here on texts spell commands as they are called: `caller`, such as "dinov3 ", and a
-  verb."""
+@contextlib.contextmanager
+def called_as(caller: str) -> Iterator[None]:
+  """In the block, texts spell commands as they are called: `caller`, such as "dinov3 ", and a verb.
+  """
   global _caller
-  _caller = caller
+  before, _caller = _caller, caller
+  try:
+    yield
+  finally:
+    _caller = before
 
 
 def spelled(text: str) -> str:

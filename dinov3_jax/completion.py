@@ -13,8 +13,12 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 def parser() -> ArgumentParser:
   """The command line of `dinov3` as a whole: a subparser for each command."""
+  with arguments.called_as("dinov3 "):
+    return _parser()
+
+
+def _parser() -> ArgumentParser:
   from dinov3_jax.__main__ import COMMANDS, MODULES
-  arguments.call_as("dinov3 ")
   whole = ArgumentParser("dinov3")
   whole.add_argument("--version", action="version", version=__version__)
   verbs = whole.add_subparsers()

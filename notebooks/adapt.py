@@ -37,7 +37,8 @@ if importlib.util.find_spec("dinov3_jax") is None:  # on Colab; elsewhere you ha
 WEIGHTS = "runs/quickstart"
 FOLDER = "images"
 WORKDIR = "runs/adapted"
-FIRST = {"train.steps": 200}  # of the training of the small network, if there must be one
+# Of the training of the small network, if there must be one.
+FIRST = {"train.steps": 200, "schedules.teacher_temp.warmup_steps": 200}
 SETTINGS = {  # the small network's images are small
   "crops.global_sizes": (32,), "crops.local_sizes": (24,), "crops.locals": 2,
   "crops.color_strength": 0.0, "evals.image_size": 32, "evals.picture_size": 96,

@@ -35,7 +35,8 @@ if importlib.util.find_spec("dinov3_jax") is None:  # on Colab; elsewhere you ha
 WEIGHTS = "runs/quickstart"
 SIZE = 128  # side of the images, pixels
 IMAGES = 9  # that are drawn
-SETTINGS = {"train.steps": 200}  # of the training, if there must be one
+# Of the training, if there must be one.
+SETTINGS = {"train.steps": 200, "schedules.teacher_temp.warmup_steps": 200}
 
 # %%
 import dinov3_jax, jax

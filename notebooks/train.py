@@ -28,7 +28,7 @@ if importlib.util.find_spec("dinov3_jax") is None:  # on Colab; elsewhere you ha
 
 # %% tags=["parameters"]
 WORKDIR = "runs/quickstart"  # a folder of Google Drive outlives the machine
-SETTINGS = {}  # changes to the recipe, such as {"train.steps": 200}
+SETTINGS = {}  # changes to the recipe, such as {"seed": 1}
 
 # %% [markdown]
 # Training takes all devices there are. Interrupt it when you like: the state is saved, and the same

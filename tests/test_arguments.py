@@ -44,13 +44,13 @@ def test_the_version_is_that_of_the_package():
   assert dinov3_jax.__version__ == version("dinov3_jax")
 
 
-def test_commands_are_spelled_as_they_are_called(monkeypatch):
-  monkeypatch.setattr(arguments, "_caller", arguments.MODULE)
+def test_commands_are_spelled_as_they_are_called():
   text = "python -m dinov3_jax.main, python -m dinov3_jax.features, dinov3_jax.load"
   assert arguments.spelled(text) == text
-  arguments.call_as("dinov3 ")
-  assert arguments.spelled(text) == "dinov3 train, dinov3 features, dinov3_jax.load"
-  assert arguments.Parser("main", text).format_usage() == "usage: dinov3 train [-h] [--version]\n"
+  with arguments.called_as("dinov3 "):
+    assert arguments.spelled(text) == "dinov3 train, dinov3 features, dinov3_jax.load"
+    assert arguments.Parser("main", text).format_usage() == "usage: dinov3 train [-h] [--version]\n"
+  assert arguments.spelled(text) == text
 
 
 def test_flags_of_absl_in_a_parser():
