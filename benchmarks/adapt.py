@@ -32,8 +32,8 @@ from dinov3_jax.train.evaluation import Evaluation
 from dinov3_jax.weights import loading
 from dinov3_jax.weights.exporting import export
 
-STEPS, FREEZE, RAMP, BATCH = 180, 30, 30, 32
-RATE, AVERAGE = 2e-3, 0.985  # of the heads and, in the end, the backbone; momentum of the EMA
+STEPS, FREEZE, RAMP, BATCH = 900, 30, 30, 32
+RATE, AVERAGE = 7e-4, 0.985  # of the heads and, in the end, the backbone; momentum of the EMA
 COUNTS = dict(train=8000, val=1000, test=2000)
 SEEDS = (0, 1, 2)
 

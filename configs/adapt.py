@@ -44,12 +44,12 @@ def get_config(weights: str = "vits16") -> ConfigDict:
     # The average of fresh heads must follow them while the backbone's is frozen.
     momentum=base.linear(0.99, 0.9999, FREEZE + RAMP),
     teacher_temp=base.linear(0.04, 0.07, FREEZE + RAMP),
-    gram_weight=base.constant(0.3))
+    gram_weight=base.constant(1.0))
   config.optim.update(layerwise_decay=0.9, freeze_last_layer_steps=0,
                       freeze_backbone_steps=FREEZE, ramp_backbone_steps=RAMP)
   config.koleo.group = 16
   config.gram.teacher = "own"
-  config.cls_preservation.weight = 0.3
+  config.cls_preservation.weight = 1.0
   config.train.update(steps=10_000, batch_size=256)
   config.checkpoint.update(every=1000, keep_every=5000)
   config.evals.every = 1000

@@ -271,6 +271,7 @@ def residual(x: jax.Array, branch: Callable[[jax.Array], jax.Array], rate: float
   unique = dict(unique_indices=True, mode="promise_in_bounds")
   kept = jax.vmap(lambda x, i: x.at[i].get(**unique))(split, rows)
   update = branch(kept.reshape(-1, *x.shape[1:])).reshape(kept.shape) * (b / keep)
+  update = update.astype(x.dtype)  # as without dropped rows
   return jax.vmap(lambda x, i, u: x.at[i].add(u, **unique))(split, rows, update).reshape(x.shape)
 
 
