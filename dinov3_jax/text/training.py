@@ -28,7 +28,7 @@ from dinov3_jax.text.tokenizer import Tokenizer
 from dinov3_jax.train import checkpoint, prepare, sharding
 from dinov3_jax.train.hooks import Hook
 from dinov3_jax.train.images import DECODING
-from dinov3_jax.train.inputs import Batch, fetch
+from dinov3_jax.train.inputs import Batch, fetch, open_held_out
 from dinov3_jax.train.prepare import Run
 
 log = logging.getLogger(__name__)
@@ -108,8 +108,8 @@ def prepare_text(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) 
   first = fetch(pipeline, mesh)
   step = jit_step(config, frozen.settings, mesh, abstract_state)
   step.trace(abstract_state, first[0] | dict(backbone=frozen.params))
-  return TextRun(config, workdir, source, open_held_out(config), pipeline, mesh, abstract_state,
-                 step, first, folder, damaged, profile, backbone=frozen,
+  return TextRun(config, workdir, source, open_held_out(config, open_split), pipeline, mesh,
+                 abstract_state, step, first, folder, damaged, profile, backbone=frozen,
                  tokenizer=tokenizer)
 
 
@@ -117,17 +117,6 @@ def open_split(config: ConfigDict, split: str) -> Pairs:
   """The pairs of a split of `config.data.source`, decoded as `config.data` says."""
   settings = {key: config.data[key] for key in DECODING.intersection(config.data.keys())}
   return open_pairs(config.data.source, split, Decoder(**settings))
-
-
-def open_held_out(config: ConfigDict) -> Pairs | None:
-  """The pairs that evaluations see; None, with a line that says why, without any."""
-  if not config.evals.every:
-    return None
-  try:
-    return open_split(config, "val")
-  except (ValueError, OSError) as error:
-    log.info("no evaluation: %s", error)
-    return None
 
 
 def open_pipeline(config: ConfigDict, source: Pairs, tokenizer: Tokenizer, mesh: Mesh) -> Pipeline:

@@ -1,7 +1,8 @@
 """What a run reads: its images, and the batches made of them."""
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -18,14 +19,21 @@ from dinov3_jax.train.images import open_images
 log = logging.getLogger(__name__)
 
 Batch = dict[str, jax.Array]
+Data = TypeVar("Data")
 
 
-def open_held_out(config: ConfigDict) -> Source | None:
-  """The images that evaluations see; None, with a line that says why, without any."""
+def open_held_out(config: ConfigDict, open_split: Callable[[ConfigDict, str], Data] = open_images
+                  ) -> Data | None:
+  """What evaluations see; None, with a line that says why, without any.
+
+  Args:
+    config: of a run.
+    open_split: opens a split of its data: by default images.
+  """
   if not config.evals.every:
     return None
   try:
-    return open_images(config, "val")
+    return open_split(config, "val")
   except (ValueError, OSError) as error:
     log.info("no evaluation: %s", error)
     return None
