@@ -99,13 +99,22 @@ def cpu_dot(lhs: jax.Array, rhs: jax.Array, dimensions: Dimensions, precision=No
   return _cpu_dot(lhs, rhs, tuple(lhs_axes), tuple(rhs_axes))
 
 
+@jax.custom_vjp
 def saveable(x: jax.Array) -> jax.Array:
   """x, which `products_saveable` keeps for the backward pass."""
+  return _named(x)
+
+
+def _named(x: jax.Array) -> jax.Array:
   if x.dtype != jnp.bfloat16:
     return checkpoint_name(x, PRODUCT)
-  # As bits, because a CPU would convert all that a scan has kept to float32 at once.
+  # As bits, because a CPU would convert all that a scan has kept to float32 at once. Bits have no
+  # gradient, hence the rule of `saveable`.
   bits = checkpoint_name(jax.lax.bitcast_convert_type(x, jnp.uint16), PRODUCT)
   return jax.lax.bitcast_convert_type(bits, x.dtype)
+
+
+saveable.defvjp(lambda x: (_named(x), None), lambda _, gradient: (gradient,))
 
 
 def products_saveable(primitive, *shapes, **params) -> bool:
@@ -129,7 +138,7 @@ def _product(lhs, rhs, lhs_axes, rhs_axes):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _cpu_dot(lhs, rhs, lhs_axes, rhs_axes):
   product = _product(lhs, rhs, lhs_axes, rhs_axes)
-  return saveable(product.astype(lhs.dtype)).astype(jnp.float32)
+  return _named(product.astype(lhs.dtype)).astype(jnp.float32)
 
 
 def _forward(lhs, rhs, *axes):
