@@ -90,7 +90,8 @@ def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
 
   Args:
     x: [B, T, heads, head_dim].
-    sin, cos: tables of the last N of the T tokens, [N, head_dim]; x is rounded to their dtype meanwhile.
+    sin, cos: tables of the last N of the T tokens, [N, head_dim]. The rotation rounds to their
+      dtype.
   """
   # Tables of the full length, because cutting and joining x along the tokens would copy it.
   pad = ((x.shape[1] - sin.shape[0], 0), (0, 0))

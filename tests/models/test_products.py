@@ -1,5 +1,6 @@
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,6 +147,27 @@ def test_rematerialisation_keeps_products_in_their_factors_dtype(dtype, dot):
   # what the projection and both layers of the MLP give.
   assert sorted(x.size // (2 * 5 * 16) for x in kept) == [1, 1, 1, 1, 1, 1, 2]
   assert all(x.dtype.itemsize == jnp.dtype(dtype).itemsize for x in kept)
+
+
+def test_the_gradients_of_a_block_that_keeps_products_are_those_of_float32():
+  block, rope = make_block(), Rope(8).tables(1, 4)
+  graph, params = nnx.split(block)
+  x, cotangent = (normal(i, 2, 5, 16, dtype=jnp.float32) for i in range(2))
+
+  def gradients(dot, dtype):
+    changed = products._with_dot(graph, params, dot)
+    apply = jax.checkpoint(lambda params, x: nnx.merge(changed, params)(x, rope),
+                           policy=products.products_saveable)
+    half = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
+    pull = jax.vjp(apply, half(params), half(x))[1]
+    return pull(cotangent.astype(dtype))
+
+  exact = gradients(jax.lax.dot_general, "float32")
+  plain = jax.vjp(lambda params, x: nnx.merge(graph, params)(x, rope), params, x)[1](cotangent)
+  chex.assert_trees_all_close(exact, plain, rtol=1e-5, atol=1e-6)
+  for a, b in zip(jax.tree.leaves(gradients(products.cpu_dot, "bfloat16")), jax.tree.leaves(exact)):
+    # The gradient of the keys' bias is zero, but for rounding.
+    assert np.linalg.norm(np.float32(a) - b) < 0.03 * np.linalg.norm(b) + 1e-3
 
 
 def test_batch_dimensions_are_refused():
