@@ -32,6 +32,9 @@ def get_config() -> ConfigDict:
     # Mean and deviation are set to the backbone's own when a run starts.
     images=dict(size=224, scale=(0.08, 1.0), horizontal_flip=True, mean=(0.485, 0.456, 0.406),
                 std=(0.229, 0.224, 0.225)),
+    # The backbone's features of so many fixed views of each image are computed once and kept in a
+    # folder ("": the folder of caches); 0: each step computes those of new views.
+    features=dict(views=0, folder=""),
     data=dict(
       # A folder of images with .txt files or captions.jsonl | coco:FOLDER | openmoji
       source="coco:/data/coco",

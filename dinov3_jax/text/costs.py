@@ -12,8 +12,9 @@ from dinov3_jax.models.variants import stride, width
 def step_flops(config, backbone: Mapping[str, Any], shards: int) -> StepFlops:
   """The matrix products of a step, two operations for a multiplication and its addition.
 
-  The frozen backbone: forward. Vision head, text tower and the similarities of all pairs: forward
-  and twice that backward. What is computed again counts once.
+  The frozen backbone: forward, unless its features are cached. Vision head, text tower and
+  the similarities of all pairs: forward and twice that backward. What is computed again counts
+  once.
 
   Args:
     config: of the run.
@@ -25,7 +26,8 @@ def step_flops(config, backbone: Mapping[str, Any], shards: int) -> StepFlops:
   storage = backbone.get("storage_tokens", 0)
   blocks = dict(ffn="swiglu", ffn_ratio=head.ffn_ratio, ffn_align=64, width=features,
                 depth=head.depth, storage_tokens=storage)
-  frozen = pairs * forward_flops(ConfigDict(dict(backbone)), patches)
+  frozen = 0 if config.features.views else pairs * forward_flops(
+    ConfigDict(dict(backbone)), patches)
   of_head = forward_flops(ConfigDict(blocks), patches, embed=False)
   tower = dict(ffn="mlp", ffn_ratio=text.ffn_ratio, ffn_align=1, width=text.width,
                depth=text.depth, storage_tokens=0)
