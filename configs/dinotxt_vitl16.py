@@ -45,7 +45,9 @@ def get_config() -> ConfigDict:
       max_pixels=2**28,
       big_pixels=2**26,
     ),
-    train=dict(steps=50_000, batch_size=65_536, dtype="bfloat16", remat="full",
+    # In `micro_batches` parts, one after the other, each device's pairs go through the trained
+    # networks; all are compared with all, so that the update is that of the whole batch.
+    train=dict(steps=50_000, batch_size=65_536, micro_batches=1, dtype="bfloat16", remat="full",
                max_skipped_steps=2),
     mesh=dict(data=-1, fsdp=1, tensor=1),  # -1: all the devices that are left
     log_every=10,

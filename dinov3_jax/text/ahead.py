@@ -35,7 +35,7 @@ def text_parts(config: ConfigDict, mesh: Mesh) -> list[Part]:
                      "such as --config.backbone.model=vitl16")
   settings = complete(variant(config.backbone.model).settings)
   pairs, side, context = config.train.batch_size, config.images.size, config.text.context
-  sharding.check_parts(pairs, sharding.data_shards(mesh), 1)
+  sharding.check_parts(pairs, sharding.data_shards(mesh), config.train.micro_batches)
   shapes = architecture.abstract(settings)[1]
   frozen = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, config.train.dtype, sharding=s),
                         shapes, param_sharding(mesh, shapes))
@@ -54,8 +54,9 @@ def least_bytes(config: ConfigDict, student: Any, frozen: Any, mesh: Mesh) -> di
   """What a step must send from each device, in bytes by kind.
 
   Parameters cut over `fsdp` are gathered for the forward pass, blocks that are rematerialised once
-  more, and their gradients scattered; other gradients are summed in float32. The contrastive loss
-  gathers the features of images and of texts once, and two numbers a pair.
+  more, and their gradients scattered; other gradients are summed in float32. With micro-batches all
+  of that is done for each, after a forward pass of its own. The contrastive loss gathers the
+  features of images and of texts once, and two numbers a pair.
 
   Args:
     config: of the run.
@@ -64,17 +65,19 @@ def least_bytes(config: ConfigDict, student: Any, frozen: Any, mesh: Mesh) -> di
   """
   width, sizes = np.dtype(config.train.dtype).itemsize, mesh.shape
   shards = math.prod(sizes[axis] for axis in DATA_AXES)
-  least = collections.Counter()
+  least, parts = collections.Counter(), config.train.micro_batches
   for path, x in jax.tree_util.tree_leaves_with_path(student):
     cut = {axis for entry in x.sharding.spec for axis in axes_of(entry)}
     held = x.size / math.prod(sizes[axis] for axis in cut)
     if "fsdp" in cut:
       again = "blocks" in [key.key for key in path] and config.train.remat != "none"
-      least["all-gather"] += (1 + again) * sent("all-gather", width * held, sizes["fsdp"])
-      least["reduce-scatter"] += sent("reduce-scatter", 4 * held * sizes["fsdp"], sizes["fsdp"])
-      least["all-reduce"] += sent("all-reduce", 4 * held, sizes["data"])
+      passes = parts * (1 + again + (parts > 1))
+      least["all-gather"] += passes * sent("all-gather", width * held, sizes["fsdp"])
+      least["reduce-scatter"] += parts * sent("reduce-scatter", 4 * held * sizes["fsdp"],
+                                              sizes["fsdp"])
+      least["all-reduce"] += parts * sent("all-reduce", 4 * held, sizes["data"])
     else:
-      least["all-reduce"] += sent("all-reduce", 4 * held, shards)
+      least["all-reduce"] += parts * sent("all-reduce", 4 * held, shards)
   for x in jax.tree.leaves(frozen):
     if "fsdp" in {axis for entry in x.sharding.spec for axis in axes_of(entry)}:
       least["all-gather"] += sent("all-gather", width * x.size / sizes["fsdp"], sizes["fsdp"])

@@ -37,5 +37,6 @@ def step_flops(config, backbone: Mapping[str, Any], shards: int) -> StepFlops:
     of_text += (patches + 1) * features * config.embedding
   similarities = 2 * pairs**2 * config.embedding
   rest = frozen + 3 * (pairs * of_text + similarities)
+  shards *= config.train.micro_batches
   kept = max(int(pairs // shards * (1 - head.drop_path)), 1) * shards
   return StepFlops(float(rest + 3 * pairs * of_head), float(rest + 3 * kept * of_head))

@@ -130,6 +130,8 @@ def open_pipeline(config: ConfigDict, source: Pairs | CachedPairs, view: View,
   Raises:
     ValueError: sizes or counts that do not fit together.
   """
+  sharding.check_parts(config.train.batch_size, sharding.data_shards(mesh),
+                       config.train.micro_batches)
   return make_pair_pipeline(
     source, view, tokenizer, config.train.batch_size, context=config.text.context,
     shards=sharding.data_shards(mesh), local_shards=sharding.local_shards(mesh), seed=config.seed,
