@@ -17,6 +17,7 @@ from dinov3_jax.text.backbone import complete
 from dinov3_jax.text.costs import step_flops
 from dinov3_jax.text.settings import check_settings
 from dinov3_jax.text.state import init_state
+from dinov3_jax.text.step import make_features
 from dinov3_jax.text.training import jit_step
 from dinov3_jax.train import sharding
 from dinov3_jax.train.ahead import Part
@@ -40,14 +41,19 @@ def text_parts(config: ConfigDict, mesh: Mesh) -> list[Part]:
   frozen = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, config.train.dtype, sharding=s),
                         shapes, param_sharding(mesh, shapes))
   rows = sharding.batch_sharding(mesh)
-  batch = dict(
-    images=jax.ShapeDtypeStruct((pairs, side, side, 3), np.uint8, sharding=rows),
-    tokens=jax.ShapeDtypeStruct((pairs, context), np.int32, sharding=rows), backbone=frozen)
+  images = jax.ShapeDtypeStruct((pairs, side, side, 3), np.uint8, sharding=rows)
+  batch = dict(tokens=jax.ShapeDtypeStruct((pairs, context), np.int32, sharding=rows))
+  if config.features.views:
+    seen = jax.eval_shape(make_features(config, settings), frozen, images)
+    batch["features"] = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), seen)
+  else:
+    batch |= dict(images=images, backbone=frozen)
   state = sharding.abstract_state(mesh, functools.partial(init_state, config, settings))
   step = jit_step(config, settings, mesh, state)
   return [Part("", functools.partial(step.lower, state, batch), (state, frozen), (),
                step_flops(config, settings, sharding.data_shards(mesh)),
-               least_bytes(config, state.student, frozen, mesh))]
+               least_bytes(config, state.student, batch.get("backbone"), mesh))]
 
 
 def least_bytes(config: ConfigDict, student: Any, frozen: Any, mesh: Mesh) -> dict[str, float]:
@@ -60,7 +66,8 @@ def least_bytes(config: ConfigDict, student: Any, frozen: Any, mesh: Mesh) -> di
 
   Args:
     config: of the run.
-    student, frozen: the trained parameters and the backbone's, as shapes with shardings.
+    student, frozen: the trained parameters and those of the backbone, as shapes with shardings;
+      None for `frozen` where its features are cached.
     mesh: of the devices, `tensor` uncut.
   """
   width, sizes = np.dtype(config.train.dtype).itemsize, mesh.shape

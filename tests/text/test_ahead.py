@@ -56,6 +56,17 @@ def test_sizes_of_images_and_of_crops():
   assert sides(base.get_config()) == [(224, 96, 0)]
 
 
+def test_a_step_on_cached_features_does_without_the_backbone():
+  config, mesh = small(data=2, fsdp=4)
+  (whole,) = text_parts(config, mesh)
+  config.features.views = 2
+  (cached,) = text_parts(config, mesh)
+  assert cached.flops.full < whole.flops.full
+  assert cached.least["all-gather"] < whole.least["all-gather"]
+  _, batch = cached.lower().args_info[0]
+  assert set(batch) == {"tokens", "features"} and batch["features"]["cls"].shape == (32, 384)
+
+
 def test_micro_batches_send_parameters_and_gradients_once_each():
   whole, parts = small(data=2, fsdp=4), small(data=2, fsdp=4)
   parts[0].train.micro_batches = 2
