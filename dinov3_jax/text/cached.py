@@ -5,6 +5,7 @@ where the backbone is larger than what learns. In return the views are `features
 an image, not new ones in every pass.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -181,21 +182,26 @@ def _stored(dtype: str) -> str:
 
 def _compute(pairs: Pairs, backbone: Backbone, config, mesh: Mesh, path: pathlib.Path,
              job: dict[str, Any]):
-  """Writes the file."""
-  views, partial = config.features.views, path.with_suffix(".npy.partial")
-  rows = jax.eval_shape(
-    make_features(config, backbone.settings), backbone.params,
-    jax.ShapeDtypeStruct((1, config.images.size, config.images.size, 3), np.uint8))
-  size = len(pairs) * views * sum(x.size for x in rows.values()) * np.dtype(job["dtype"]).itemsize
-  free = shutil.disk_usage(path.parent).free
-  done = sum(file.stat().st_size for file in partial.glob("*")) if partial.is_dir() else 0
-  if 2 * size - done > free:  # the rows, and the file that is made of them
-    raise OSError(f"the backbone's features of {len(pairs):,} images, {views} views each, take "
-                  f"{2 * size / 1e9:,.1f} GB in {path.parent} while they are written, and "
-                  f"{free / 1e9:,.1f} GB are free: set features.folder, or fewer features.views")
+  """Writes the file, or does the rest of it.
+
+  Raises:
+    ValueError: no image can be read.
+    OSError: see `open_cached`.
+  """
+  partial = path.with_suffix(".npy.partial")
+  seen = jax.eval_shape(make_features(config, backbone.settings), backbone.params,
+                        jax.ShapeDtypeStruct((1, *Windows.of(config.images).shape), np.uint8))
+  size = (len(pairs) * config.features.views * sum(x.size for x in seen.values())
+          * np.dtype(job["dtype"]).itemsize)
+  _check_room(path.parent, partial, size)
   log.info("computing the backbone's features of %s images, %d views each: %.1f MB in %s",
-           f"{len(pairs):,}", views, size / 1e6, path)
-  with FolderLock(partial, "features of a backbone"), Rows(partial, path, job) as rows:
+           f"{len(pairs):,}", config.features.views, size / 1e6, path)
+  with contextlib.ExitStack() as stack:
+    stack.callback(_remove_if_empty, partial)
+    stack.enter_context(FolderLock(partial, "features of a backbone"))
+    if path.is_file():  # another process has finished it meanwhile
+      return
+    rows = stack.enter_context(Rows(partial, path, job))
     if not rows.finished:
       start, told, began = rows.done, time.monotonic(), time.monotonic()
       for features, items, damaged in _batches(pairs, backbone, config, mesh, start):
@@ -210,6 +216,21 @@ def _compute(pairs: Pairs, backbone: Backbone, config, mesh: Mesh, path: pathlib
         raise ValueError(f"none of the {len(pairs):,} images can be read "
                          f"({next(iter(rows.damaged.values()))}); check the data set")
       rows.finish([str(i) for i in range(len(pairs))])
+
+
+def _check_room(folder: pathlib.Path, partial: pathlib.Path, size: int):
+  """Raises an OSError if the disk cannot hold the rows, and the file that is made of them."""
+  free = shutil.disk_usage(folder).free
+  done = sum(file.stat().st_size for file in partial.glob("*")) if partial.is_dir() else 0
+  if 2 * size - done > free:
+    raise OSError(f"the backbone's features take {2 * size / 1e9:,.1f} GB in {folder} while they "
+                  f"are written, and {free / 1e9:,.1f} GB are free: set features.folder, or fewer "
+                  "features.views")
+
+
+def _remove_if_empty(folder: pathlib.Path):
+  with contextlib.suppress(OSError):
+    folder.rmdir()
 
 
 def _batches(pairs: Pairs, backbone: Backbone, config, mesh: Mesh, start: int

@@ -2,6 +2,7 @@ import logging
 import pickle
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -45,7 +46,17 @@ def test_features_are_those_of_the_views(prepared):
   assert len(pickle.dumps(found)) < 10_000  # workers map the file
 
 
-def test_they_are_computed_once_for_the_same_job(prepared, caplog, monkeypatch):
+def test_bfloat16_is_kept_as_it_is(prepared):
+  config, pairs, frozen, mesh = prepared
+  exact = open_cached(pairs, frozen, config, mesh)
+  config.train.dtype = "bfloat16"
+  rounded = open_cached(pairs, frozen, config, mesh)
+  assert rounded.dtype == rounded[0]["features"].dtype == jnp.bfloat16
+  assert rounded.shape == exact.shape
+  np.testing.assert_allclose(np.float32(rounded[9]["features"]), exact[9]["features"], atol=0.1)
+
+
+def test_they_are_computed_once_for_the_same_job(prepared, caplog, monkeypatch, tmp_path):
   config, pairs, frozen, mesh = prepared
   caplog.set_level(logging.INFO)
   first = open_cached(pairs, frozen, config, mesh)
@@ -54,6 +65,7 @@ def test_they_are_computed_once_for_the_same_job(prepared, caplog, monkeypatch):
     again = open_cached(pairs, frozen, config, mesh)
   np.testing.assert_array_equal(first[3]["features"], again[3]["features"])
   assert "the backbone's features come from" in caplog.text
+  assert sorted(path.suffix for path in (tmp_path / "features").iterdir()) == [".json", ".npy"]
   computed = []
   monkeypatch.setattr(cached, "_compute", lambda *arguments: computed.append(arguments[4]))
   monkeypatch.setattr(cached, "CachedPairs", lambda *_: None)
