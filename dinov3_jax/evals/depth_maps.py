@@ -80,10 +80,10 @@ def evaluate(session: Session, data: DepthSet) -> Result:
   `RMSE of a constant` is that of the median depth of the training images everywhere.
   """
   steps = session.steps or STEPS
-  own, changed = session.options(rate_factor=1.0)
+  options, changed = session.options(rate_factor=1.0)
   train, test = session.some(data.train), session.some(data.test)
-  schedule, betas = one_cycle.depth(own.rate_factor, steps, WARMUP * steps // STEPS)
-  kept = session.kept("depth", (data.farthest, steps, own),
+  schedule, betas = one_cycle.depth(options.rate_factor, steps, WARMUP * steps // STEPS)
+  kept = session.kept("depth", (data.farthest, steps, options),
                       (path for pair in train for path in pair))
   probe = dense_probe.train(
     batches(session, data, train, start=kept.step), schedule, BINS, loss_of(data.farthest),
@@ -112,7 +112,7 @@ def evaluate(session: Session, data: DepthSet) -> Result:
     {name: float(np.mean([x[key] for x in found[best]])) for key, name in names.items()}
     | {"RMSE of a constant": float(np.mean(flat))},
     dict(steps=steps, batch=min(BATCH, len(train)), bins=BINS, train=len(train), test=len(test),
-         best=dict(rate=own.rate_factor * float(probe.rates[best]),
+         best=dict(rate=options.rate_factor * float(probe.rates[best]),
                    decay=float(probe.decays[best])), farthest=data.farthest, flipped_too=True),
     ["no rotation and no changes of colour in training"]
     + changed + [f"{steps} steps, not {STEPS}"] * (steps != STEPS)

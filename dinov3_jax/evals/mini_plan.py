@@ -39,12 +39,12 @@ class Plan:
 
 
 PROBE = dict(frames=6, batch=16, width=48, heads=4, blocks=2, ratio=2)
-SHORT = dict(rate_factor=30.0)  # the protocols' rates would not get far in so few steps
+SHORT = dict(rate_factor=10.0)  # at the protocols' rates so few steps would not get far
 COPIED, CONSTANT = "J&F of the first mask, copied", "RMSE of a constant"
 PLANS = (
   Plan("tracking", "DAVIS", "J&F", 192, baseline=COPIED),
   Plan("stereo", "Middlebury", "recall at 20 cm, all patches"),
-  Plan("depth", "NYUv2", "RMSE", steps=100, settings=SHORT, baseline=CONSTANT),
+  Plan("depth", "NYUv2", "RMSE", steps=300, settings=SHORT, baseline=CONSTANT),
   Plan("kitti", "KITTI", "RMSE", steps=100, settings=SHORT, baseline=CONSTANT),
   Plan("knn", "folders", "top-1, k = 20", 32),
   Plan("linear", "folders", "top-1", 32),

@@ -78,9 +78,10 @@ def run(session: Session) -> Result:
   size, steps = session.side(SIZE), session.steps or STEPS
   train, val = (session.some(splits[split]) for split in ("train", "val"))
   classes = CLASSES[name]
-  own, changed = session.options(rate_factor=1.0)
-  schedule = one_cycle.segmentation(own.rate_factor, steps, WARMUP * steps // STEPS)
-  kept = session.kept("segmentation", (size, steps, own), (path for pair in train for path in pair))
+  options, changed = session.options(rate_factor=1.0)
+  schedule = one_cycle.segmentation(options.rate_factor, steps, WARMUP * steps // STEPS)
+  kept = session.kept("segmentation", (size, steps, options),
+                      (path for pair in train for path in pair))
   probe = dense_probe.train(batches(session, name, train, size, start=kept.step), schedule, classes,
                             mesh=session.mesh, kept=kept)
   total = np.zeros((len(probe.rates), 4, classes), np.int64)
@@ -100,7 +101,7 @@ def run(session: Session) -> Result:
     {f"{name} mIoU": 100 * figures[best]["mIoU"], f"{name} aAcc": 100 * figures[best]["aAcc"]},
     dict(size=size, stride=size * STRIDE // SIZE, steps=steps, batch=BATCH, classes=classes,
          train=len(train), val=len(val),
-         best=dict(rate=own.rate_factor * float(probe.rates[best]),
+         best=dict(rate=options.rate_factor * float(probe.rates[best]),
                    decay=float(probe.decays[best]))),
     ["no photometric distortion, and crops may show one class alone"]
     + changed + [f"{steps} steps, not {STEPS}"] * (steps != STEPS)
