@@ -16,14 +16,13 @@ from scipy import ndimage
 from dinov3_jax.evals import mini_imagenet, navi, objectnet, segmentation
 from dinov3_jax.evals.framing import read_alpha, read_labels
 from dinov3_jax.evals.mini_stand_ins import STEP, Known, classes, levels, places
-from dinov3_jax.evals.tasks import discovery, instances, stereo
+from dinov3_jax.evals.tasks import discovery, instances, kitti, nyu, stereo
 
 # Maps the path of a file in the data set to what its image shows instead, uint8 [H, W, 3]; None
 # for files that stay as they are.
 Truth = Callable[[pathlib.Path], np.ndarray | None]
 FEW, MANY = partial(classes, count=32), partial(classes, count=1000)
 VOID = 31  # the class of pixels that do not count
-FARTHEST = {"NYUv2": 10.0, "KITTI": 80.0}  # metres, white
 
 
 def write(root: pathlib.Path, name: str, out: pathlib.Path, patch: int):
@@ -196,31 +195,32 @@ def _middlebury(root: pathlib.Path, patch: int) -> Truth:
   return truth
 
 
-def _depth(name: str, suffix: str, unit: float) -> Callable[..., Truth]:
+def _grey(depth: pathlib.Path, unit: float, farthest: float) -> np.ndarray:
   """Grey that grows with the depth; where there is none, that of the nearest pixel with depth."""
-  def of(root: pathlib.Path, patch: int) -> Truth:
-    maps = {path.relative_to(root).as_posix(): path for path in root.rglob("*.png")}
+  with Image.open(depth) as file:
+    metres = np.asarray(file, float) / unit
+  nearest = ndimage.distance_transform_edt(metres == 0, return_distances=False,
+                                           return_indices=True)
+  grey = np.clip(255 * metres[tuple(nearest)] / farthest, 0, 255)
+  return np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, 2)
 
-    def truth(path):
-      if path.suffix != suffix or "groundtruth" in path.parts:
-        return None
-      if name == "KITTI":
-        drive, frame = path.parts[-4], path.name
-        found = next((maps[key] for key in maps if drive in key and "groundtruth" in key
-                      and key.endswith(f"/{frame}")), None)
-      else:
-        found = path.with_name(path.name.replace("rgb_", "sync_depth_")).with_suffix(".png")
-      if found is None:  # an image without depth, which no task looks at
-        return None
-      with Image.open(found) as file:
-        metres = np.asarray(file, float) / unit
-      nearest = ndimage.distance_transform_edt(metres == 0, return_distances=False,
-                                               return_indices=True)
-      grey = np.clip(255 * metres[tuple(nearest)] / FARTHEST[name], 0, 255)
-      return np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, 2)
 
-    return truth
-  return of
+def _nyu(root: pathlib.Path, patch: int) -> Truth:
+  return lambda path: None if path.suffix != ".jpg" else _grey(
+      path.with_name(path.name.replace("rgb_", "sync_depth_")).with_suffix(".png"), nyu.UNIT,
+      nyu.FARTHEST)
+
+
+def _kitti(root: pathlib.Path, patch: int) -> Truth:
+  """The last image of a list has no depth; no task looks at it, and it stays as it is."""
+  depths = {(path.parts[-5], path.name): path
+            for path in (root / "data_depth_annotated").rglob("*.png")}  # by drive and frame
+
+  def truth(path):
+    found = depths.get((path.parts[-4], path.name)) if "raw" in path.parts else None
+    return found and _grey(found, kitti.UNIT, kitti.FARTHEST)
+
+  return truth
 
 
 def _foreground(root: pathlib.Path, patch: int) -> Truth:
@@ -232,8 +232,8 @@ TRUTHS: dict[str, tuple[Callable[[pathlib.Path, int], Truth], Known]] = {  # by 
   "DAVIS": (_masks("JPEGImages", "Annotations"), FEW),
   "MOSE": (_masks("JPEGImages", "Annotations"), FEW),
   "Middlebury": (_middlebury, places),
-  "NYUv2": (_depth("NYUv2", ".jpg", 1000), levels),
-  "KITTI": (_depth("KITTI", ".png", 256), levels),
+  "NYUv2": (_nyu, levels),
+  "KITTI": (_kitti, levels),
   "folders": (_folders, FEW),
   "ImageNet": (_imagenet, MANY),
   "VOC": (_voc, FEW),

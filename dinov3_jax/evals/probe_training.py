@@ -39,7 +39,7 @@ class Kept:
         with np.load(self._path) as file:
           self._leaves = [file[f"leaf_{i}"] for i in range(len(file.files) - 2)]
           self.losses, self.step = [file["losses"]], int(file["step"])
-      except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+      except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         log.warning("%s is damaged (%s): the training begins anew", self._path, error)
     self._last, self._next = self.step, time.monotonic() + seconds
 

@@ -71,7 +71,7 @@ def test_small_data_and_pictures(config, tmp_path, monkeypatch, caplog):
 def test_settings_are_checked_before_the_run(config, tmp_path):
   for entry, said in (("nearest", "evals.tasks has 'nearest': take some of knn"),
                       ("knn=/nowhere", "there is no folder /nowhere"),
-                      ("met", "evals.tasks has 'met' without its data: write met=FOLDER")):
+                      ("zeroshot", "evals.tasks has 'zeroshot' without its data: write")):
     with pytest.raises(ValueError, match=said):
       tasks.split(entry)
     config.evals.tasks = (entry,)

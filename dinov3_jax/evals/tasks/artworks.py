@@ -65,6 +65,6 @@ def run(session: Session) -> Result:
 def rank(features: np.ndarray) -> int:
   """How many dimensions these features can be whitened to."""
   centred = features.astype(np.float64)
-  centred -= centred.mean(0)  # of float32 it would leave a direction that is no one's
+  centred -= centred.mean(0)  # in float32 its rounding would count as a direction of its own
   variance = np.linalg.eigvalsh(centred.T @ centred)
   return int(min((variance > 1e-10 * variance[-1]).sum(), len(features) - 1))
