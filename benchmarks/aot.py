@@ -1,13 +1,16 @@
 """The tables of `aot.md`: the paper's training steps compiled for pods of 256 TPU chips.
 
-  python benchmarks/aot.py --out=aot.jsonl [--only=v5p] [--families]
+  python benchmarks/aot.py --out=aot.jsonl [--only=v5p] [--stage=pretrain] [--families | --full]
 
 compiles what the file does not hold yet, one program after the other, and prints the table, with
-`--families` that of the steps of distillation. It takes hours on two CPU cores, and a few GB of
-memory. Needs `pip install -e .[tpu]`.
+`--families` that of the steps of distillation. With `--full` the compiler makes its full effort, as
+in training, which takes several times as long, and the table says what of the collectives is
+hidden; take another file. It takes hours on two CPU cores, and a few GB of memory. Needs
+`pip install -e .[tpu]`.
 """
 
 import argparse
+import collections
 import json
 import pathlib
 import subprocess
@@ -71,8 +74,8 @@ def settings_of(chip: str, stage: str) -> list[str]:
   return CHIPS[chip][1] + (STAGES[stage][2] if CHIPS[chip][1] == SMALL else [])
 
 
-def compile_row(program: Program) -> dict:
-  """The report of `dinov3_jax.aot`."""
+def compile_row(program: Program, full: bool = False) -> dict:
+  """The report of `dinov3_jax.aot`, without `full` of a program made with less effort."""
   stage, part, chip = program
   if stage in FAMILIES:
     chosen = [f"--config=configs/distill_family.py:{','.join(FAMILIES[stage])}",
@@ -80,7 +83,7 @@ def compile_row(program: Program) -> dict:
   else:
     chosen = [f"--config=configs/{STAGES[stage][0]}.py", f"--resolution={part}"]
   done = subprocess.run(
-    [sys.executable, "-m", "dinov3_jax.aot", *chosen, "--fast", "--json",
+    [sys.executable, "-m", "dinov3_jax.aot", *chosen, *([] if full else ["--fast"]), "--json",
      f"--topology={CHIPS[chip][0]}",
      *(f"--config.{setting}" for setting in settings_of(chip, stage))],
     capture_output=True, text=True)
@@ -113,6 +116,19 @@ def line(program: Program, r: dict) -> str:
     *kinds, f"{sent / least:.2f}", f"{r['compile_seconds']:.0f} |"])
 
 
+def schedule_line(program: Program, r: dict) -> str:
+  """A row of the table of schedules."""
+  stage, _, chip = program
+  name = f"| {stage} {'/'.join(str(size) for size in r['crops'] if size)} | {chip} "
+  sending, exposed = (collections.Counter(r[key]) for key in ("sending", "exposed"))
+  kinds = [f"{sending[kind]:.2f} | {exposed[kind] / max(sending[kind], 1e-12):.0%}"
+           for kind in ("all-gather", "reduce-scatter", "all-reduce")]
+  return name + " | ".join([
+    f"| {r['peak'] / 2**30:.1f}", f"{r['computing']:.2f}", *kinds,
+    f"{r['computing'] + sending.total():.2f}", f"{r['computing'] + exposed.total():.2f}",
+    f"{r['compile_seconds']:.0f} |"])
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -120,6 +136,8 @@ def main():
   parser.add_argument("--only", choices=CHIPS, nargs="*")
   parser.add_argument("--families", action="store_true", help="for v5p and v6e, unless --only says "
                       "others")
+  parser.add_argument("--stage", choices=STAGES, help="this alone")
+  parser.add_argument("--full", action="store_true", help="with the compiler's full effort")
   args = parser.parse_args()
   chips = args.only or (["v5p", "v6e"] if args.families else list(CHIPS))
   rows = {}
@@ -128,10 +146,19 @@ def main():
       key, report = json.loads(text)
       rows[Program(*key)] = report
   for program in programs(chips, args.families):
+    if args.stage not in (None, program.stage):
+      continue
     if program not in rows:
-      rows[program] = compile_row(program)
+      rows[program] = compile_row(program, args.full)
       with args.out.open("a") as file:
         file.write(json.dumps([program, rows[program]]) + "\n")
+  if args.full:
+    print("| step, px | chip | peak | computing, s | gathers | exposed | scatters | exposed | sums "
+          "| exposed | in turn, s | overlapped, s | compiled, s |")
+    print("|---|---" + "|---:" * 11 + "|")
+    for program, report in rows.items():
+      print(schedule_line(program, report) if "error" not in report else line(program, report))
+    return
   if args.families:
     print("| family: program | chip | beside | arguments | temporaries | peak | spare | TFLOP "
           "executed | s at peak | gathers | scatters | sums | of the least | compiled, s |")

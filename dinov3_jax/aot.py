@@ -8,7 +8,8 @@ two such topologies, `--json` prints an object for each resolution, `--hlo=FILE`
 Where a frozen teacher is distilled, `--teacher=configs/vit7b_highres.py` is the recipe of its
 network; its program and each student's are told of one by one, or with `--part=NAME` one alone.
 `--fast` asks the compiler for less effort: of the 7B's step, it takes a quarter of the time, finds
-the same collectives, and memory within 1 %. Needs `pip install -e .[tpu]`.
+the same collectives, and memory within 1 %, but then no collective goes on beside other work, as it
+does in training. Needs `pip install -e .[tpu]`.
 """
 
 import dataclasses
@@ -119,6 +120,11 @@ def describe(r) -> str:
   for kind in sorted(r.sent.keys() | r.least.keys()):
     lines.append(f"  {kind:<20} sends {giga(r.sent.get(kind, 0))}, at least "
                  f"{giga(r.least.get(kind, 0))}")
+  if r.computing:
+    lines.append(
+      f"  a step       at least {r.seconds_overlapped:.3f} s by its schedule, "
+      f"{r.seconds_in_turn:.3f} s if nothing overlapped; {r.gathers_exposed:.0%} of the gathers' "
+      f"{r.sending.get('all-gather', 0):.3f} s are waited for")
   return "\n".join([*lines, f"  all sent     {r.excess:.2f} times the least",
                     f"  compiled in  {r.compile_seconds:.0f} s"])
 

@@ -3,23 +3,16 @@
 import collections
 import itertools
 import math
-import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from dinov3_jax.costs import hlo
 from dinov3_jax.costs.flops import crops_of_step
 from dinov3_jax.models.partition import axes_of
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-
-_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|branch_computations|called_computations|"
-                     r"true_computation|false_computation)=\{?((?:%?[\w.\-]+(?:, )?)+)")
-_TYPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
@@ -42,7 +35,7 @@ class Collective(NamedTuple):
   source: str
 
 
-def collectives(hlo: str, devices: int) -> list[Collective]:
+def collectives(text: str, devices: int) -> list[Collective]:
   """The collectives of a compiled program; those in loops count for every round.
 
   A TPU's compiler writes one that goes on beside other work several times: in the fusion that
@@ -50,32 +43,29 @@ def collectives(hlo: str, devices: int) -> list[Collective]:
   count once.
 
   Args:
-    hlo: `compiled.as_text()`.
+    text: `compiled.as_text()`.
     devices: of the program.
   """
-  computations, entry = _parse(hlo)
+  computations, entry = hlo.parse(text)
   fused = {name for body in computations.values() for i in body if i.opcode == "fusion"
-           for called in _CALLED.findall(i.arguments) for name in re.findall(r"[\w.\-]+", called)}
+           for name in hlo.called(i, computations)}
   found, stages = [], set()
-  for name, times in _times(computations, entry).items():
+  for name, times in hlo.times(computations, entry).items():
     types = {i.name: i.type for i in computations[name]}
     for i in computations[name]:
       kind = i.opcode.removesuffix("-start")
       if kind not in KINDS:
         continue
-      inside, _, rest = i.arguments.partition(")")
-      operands = tuple(types[x] for x in re.findall(r"%?([\w.\-]+)", inside) if x in types)
-      channel = re.search(r"channel_id=(\d+)", rest)
-      if name in fused and channel:
-        stage = kind, channel[1], *(_TYPE.search(x)[0] for x in operands)
+      operands = tuple(types[x] for x in i.operands if x in types)
+      if name in fused and i.channel:
+        stage = kind, i.channel, *(hlo.TYPE.search(x)[0].partition("{")[0] for x in operands)
         if stage in stages:
           continue
         stages.add(stage)
-      group = _group(rest, devices)
-      source = re.search(r'op_name="([^"]*)"', rest)
-      size = sum(map(_bytes, operands))
+      group = len(hlo.group(i, devices))
+      size = sum(map(hlo.size, operands))
       found.append(Collective(kind, operands, group, times, times * sent(kind, size, group),
-                              source[1] if source else ""))
+                              i.source))
   return found
 
 
@@ -193,66 +183,3 @@ def _activations(model, crops) -> int:
     return sum(c.kept * c.patches * of_patch for c in crops)
   tokens = sum(c.kept * (c.patches + 1 + model.storage_tokens) for c in crops)
   return model.depth * model.width * tokens
-
-
-class _Instruction(NamedTuple):
-  name: str
-  type: str
-  opcode: str
-  arguments: str
-
-
-def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
-  computations, entry, current = {}, None, None
-  for line in hlo.splitlines():
-    if match := _INSTRUCTION.match(line):
-      current.append(_Instruction(*match.groups()))
-    elif not line.startswith(" ") and (match := _COMPUTATION.match(line)):
-      current = computations.setdefault(match[2], [])
-      entry = match[2] if match[1] else entry
-  return computations, entry
-
-
-def _times(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, int]:
-  """How often each computation runs."""
-  times = collections.Counter()
-
-  def calls(i: _Instruction) -> Iterator[str]:
-    for names in _CALLED.findall(i.arguments):
-      yield from (name for name in re.findall(r"[\w.\-]+", names) if name in computations)
-
-  def visit(name: str, count: int):
-    times[name] += count
-    for i in computations[name]:
-      rounds = _rounds(i, computations) if i.opcode == "while" else 1
-      for called in calls(i):
-        visit(called, count * rounds)
-
-  visit(entry, 1)
-  return times
-
-
-def _rounds(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
-  """How often the body of a `while` runs: said in so many words, or else by its condition, for the
-  loops of `jax.lax.scan` count from 0."""
-  if known := re.search(r"known_trip_count\W+n\W+(\d+)", loop.arguments):
-    return int(known[1])
-  condition = computations[re.search(r"condition=%?([\w.\-]+)", loop.arguments)[1]]
-  constants = [re.match(r"(\d+)\)", i.arguments) for i in condition if i.opcode == "constant"]
-  return int(constants[0][1]) if len(constants) == 1 and constants[0] else 1
-
-
-def _group(attributes: str, devices: int) -> int:
-  if match := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
-    return int(match[1])
-  if match := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-    return match[1].count(",") + 1
-  return devices
-
-
-def _bytes(type_: str) -> int:
-  total = 0
-  for name, dims in _TYPE.findall(type_):
-    bits = 8 if name == "pred" else int(re.search(r"\d+", name)[0])
-    total += math.prod(int(d) for d in dims.split(",") if d) * bits // 8
-  return total

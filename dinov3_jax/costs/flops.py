@@ -17,22 +17,34 @@ class Chip(NamedTuple):
     flops: dense bfloat16 operations a second, from its vendor's data sheet.
     memory: bytes of high-bandwidth memory; of a TPU, what libtpu lets a program have.
     devices: as how many devices JAX sees it.
+    memory_bandwidth: bytes a second that its memory moves; 0 where nothing is estimated from it.
+    link: bytes a second that one of its links to other chips carries in one direction; 0 likewise.
+    ring: a side of the torus closes to a ring if it has a multiple of so many chips.
+    inside: bytes a second that one of its devices sends the other in one direction.
   """
 
   flops: float
   memory: float
   devices: int = 1
+  memory_bandwidth: float = 0.0
+  link: float = 0.0
+  ring: int = 4
+  inside: float = 0.0
 
 
 GIB = 2**30
 
-# By `device_kind`.
+# By `device_kind`. Bandwidths of TPUs are those of docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e
+# and tpu7x: of a chip's links together 2,400 Gbit/s in one direction on v4, and in both 400, 1,200,
+# 800 and 1,200 GB/s on the others, over six links or, on v5e and v6e, four. The halves of a TPU7x
+# chip are joined by what carries six times as much as a link.
 CHIPS = {
-  "TPU v4": Chip(275e12, 30.75 * GIB),
-  "TPU v5 lite": Chip(197e12, 15.75 * GIB),
-  "TPU v5": Chip(459e12, 95.74 * GIB),
-  "TPU v6 lite": Chip(918e12, 31.25 * GIB),
-  "TPU7x": Chip(2307e12, 189.5 * GIB, devices=2),
+  "TPU v4": Chip(275e12, 30.75 * GIB, memory_bandwidth=1200e9, link=50e9),
+  "TPU v5 lite": Chip(197e12, 15.75 * GIB, memory_bandwidth=819e9, link=50e9, ring=16),
+  "TPU v5": Chip(459e12, 95.74 * GIB, memory_bandwidth=2765e9, link=100e9),
+  "TPU v6 lite": Chip(918e12, 31.25 * GIB, memory_bandwidth=1638e9, link=100e9, ring=16),
+  "TPU7x": Chip(2307e12, 189.5 * GIB, devices=2, memory_bandwidth=7380e9, link=100e9,
+                inside=600e9),
   "NVIDIA A100-SXM4-40GB": Chip(312e12, 40 * GIB),
   "NVIDIA A100-SXM4-80GB": Chip(312e12, 80 * GIB),
   "NVIDIA H100 80GB HBM3": Chip(989e12, 80 * GIB),

@@ -16,7 +16,8 @@ from dinov3_jax.costs.collectives import (
   least_bytes,
   least_bytes_of_targets,
 )
-from dinov3_jax.costs.flops import CHIPS, StepFlops, step_flops, targets_flops
+from dinov3_jax.costs.flops import CHIPS, Chip, StepFlops, step_flops, targets_flops
+from dinov3_jax.costs.schedule import Schedule, link_bandwidth, read_schedule
 from dinov3_jax.models.partition import param_sharding
 from dinov3_jax.train import compiler, sharding, teacher
 from dinov3_jax.train.family import check_family, members
@@ -44,6 +45,10 @@ class Report:
     flops_full, flops_executed: of the model in a step, see `costs.flops`.
     seconds_at_peak: for the executed operations, were the device never idle.
     sent, least: bytes by kind of collective, in a step, and the least for this layout.
+    computing, sending, exposed: of a step's estimated time, see `costs.schedule`, the seconds in
+      which the device computes, those in which its links are busy, by kind of collective, and those
+      of the latter for which it waits; all empty where nothing is known of the links between the
+      devices, or a data centre's network joins them.
     compile_seconds: lowering and compiling.
   """
 
@@ -64,7 +69,25 @@ class Report:
   seconds_at_peak: float
   sent: dict[str, float]
   least: dict[str, float]
+  computing: float
+  sending: dict[str, float]
+  exposed: dict[str, float]
   compile_seconds: float
+
+  @property
+  def seconds_in_turn(self) -> float:
+    """A step's time if the device either computed or sent."""
+    return self.computing + sum(self.sending.values())
+
+  @property
+  def seconds_overlapped(self) -> float:
+    """A step's time by the program's schedule."""
+    return self.computing + sum(self.exposed.values())
+
+  @property
+  def gathers_exposed(self) -> float:
+    """Share of the gathers' time for which the device waits."""
+    return self.exposed.get("all-gather", 0) / max(self.sending.get("all-gather", 0), 1e-12)
 
   @property
   def spare(self) -> float:
@@ -207,7 +230,8 @@ def compile_parts(config: ConfigDict, devices: list, resolution: int = 0,
     beside = sum(kept.values()) - kept[part.name]
     if part is not all_parts[0]:  # the teacher's prototypes are an argument of every student's
       beside -= sharding.bytes_held(all_parts[0].shared)
-    executed = part.flops.executed / count
+    text, executed = compiled.as_text(), part.flops.executed / count
+    schedule = _schedule(text, list(mesh.devices.flat), chip)
     arguments, peak = taken.argument_size_in_bytes, taken.peak_memory_in_bytes
     yield compiled, Report(
       part=part.name, chips=count // chip.devices, devices=count, device_kind=kind,
@@ -216,5 +240,14 @@ def compile_parts(config: ConfigDict, devices: list, resolution: int = 0,
       beside=beside, arguments=arguments, temporaries=peak - arguments, peak=peak + beside,
       memory=memory, flops_full=part.flops.full / count, flops_executed=executed,
       seconds_at_peak=executed * chip.devices / chip.flops,
-      sent=bytes_by_kind(collectives(compiled.as_text(), count)), least=part.least,
+      sent=bytes_by_kind(collectives(text, count)), least=part.least,
+      computing=schedule.computing, sending=schedule.sending, exposed=schedule.exposed,
       compile_seconds=seconds)
+
+
+def _schedule(text: str, devices: list, chip: Chip) -> Schedule:
+  """That of a program on these devices, in their order; see `Report`."""
+  if not chip.link or len({getattr(device, "slice_index", 0) for device in devices}) > 1:
+    return Schedule(0.0, [])
+  return read_schedule(text, len(devices), chip,
+                       link_bandwidth(chip, [tuple(device.coords) for device in devices]))

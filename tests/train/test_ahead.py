@@ -52,6 +52,7 @@ def test_what_others_hold_counts_beside_a_program(config, taught_by, monkeypatch
   assert report.arguments > held["b"] + prototypes and report.devices == 2
   assert report.sent["all-gather"] == report.least["all-gather"] > 0
   assert report.flops_executed == parts[2].flops.executed / 2
+  assert report.computing == 0 and report.exposed == {}  # nothing is known of these devices' links
 
 
 @pytest.mark.parametrize("changes, teacher, only, message", [
