@@ -65,6 +65,7 @@ def make_jax_steps(args):
   import optax
   from flax import nnx
 
+  from dinov3_jax.models.products import for_training
   from dinov3_jax.train.objective import normalise
   from dinov3_jax.train.schedules import make_schedules
   from dinov3_jax.train.state import abstract_modules, init_state, optimizer_of
@@ -72,6 +73,7 @@ def make_jax_steps(args):
   config = make_config(args)
   batch = jax.device_put(make_batch(config))
   graphs, shapes = abstract_modules(config)
+  graphs = for_training(graphs, shapes, jax.default_backend(), jnp.dtype(args.dtype))
   optimizer, schedules = optimizer_of(config, shapes), make_schedules(config)
   born = jax.jit(lambda: init_state(config))
   live = {"state": born()}

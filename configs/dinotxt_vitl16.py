@@ -32,6 +32,9 @@ def get_config() -> ConfigDict:
     # Mean and deviation are set to the backbone's own when a run starts.
     images=dict(size=224, scale=(0.08, 1.0), horizontal_flip=True, mean=(0.485, 0.456, 0.406),
                 std=(0.229, 0.224, 0.225)),
+    # The backbone's features of so many fixed views of each image are computed once and kept in a
+    # folder ("": the folder of caches); 0: each step computes those of new views.
+    features=dict(views=0, folder=""),
     data=dict(
       # A folder of images with .txt files or captions.jsonl | coco:FOLDER | openmoji
       source="coco:/data/coco",
@@ -42,7 +45,9 @@ def get_config() -> ConfigDict:
       max_pixels=2**28,
       big_pixels=2**26,
     ),
-    train=dict(steps=50_000, batch_size=65_536, dtype="bfloat16", remat="full",
+    # In `micro_batches` parts, one after the other, each device's pairs go through the trained
+    # networks; all are compared with all, so that the update is that of the whole batch.
+    train=dict(steps=50_000, batch_size=65_536, micro_batches=1, dtype="bfloat16", remat="full",
                max_skipped_steps=2),
     mesh=dict(data=-1, fsdp=1, tensor=1),  # -1: all the devices that are left
     log_every=10,

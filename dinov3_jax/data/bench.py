@@ -21,6 +21,7 @@ from dinov3_jax.data.crops import MultiCrop, random_window
 from dinov3_jax.data.decode import DamagedImage, Decoder
 from dinov3_jax.data.pipeline import Pipeline
 from dinov3_jax.data.sources.base import Source
+from dinov3_jax.data.worker import keep_freed_memory
 
 PARTS = ("read", "decode", "windows", "resize", "colours")
 
@@ -128,6 +129,7 @@ def main() -> int:
   add("--step-seconds", type=float, metavar="S", help="of a training step of such a batch")
   args = parser.parse_args()
   console.set_up(logging.WARNING)
+  keep_freed_memory()  # as workers do
   from configs import base
   from dinov3_jax.data.pipeline import make_pipeline
   from dinov3_jax.train.images import make_decoder, open_images

@@ -182,18 +182,20 @@ class MultiCrop:
       shapes["colors"] = (2 + self.locals, augment.DRAWN)
     return shapes
 
-  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+  def __call__(self, image: np.ndarray, rng: np.random.Generator,
+               into: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
     """Draws the views of one image.
 
     Args:
       image: uint8 [H, W, 3], RGB; windows are drawn at its size before decoding (`jpeg.Smaller`).
       rng: the only randomness.
+      into: arrays of `shapes` to be filled, such as an image's place in a batch; None: new ones.
 
     Returns:
-      `global_crops` [2, G, G, 3], `local_crops` [L, l, l, 3] and, with a `gram_size`,
-      `gram_crops` [2, g, g, 3], all uint8. With `colors="device"`, these are not distorted, and
-      `colors` float32 [2 + L, DRAWN] is what `device_colors.distort` takes: that of the global
-      crops, then of the local ones.
+      `into`, filled: `global_crops` [2, G, G, 3], `local_crops` [L, l, l, 3] and, with a
+      `gram_size`, `gram_crops` [2, g, g, 3], all uint8. With `colors="device"`, these are not
+      distorted, and `colors` float32 [2 + L, DRAWN] is what `device_colors.distort` takes: that of
+      the global crops, then of the local ones.
     """
     full = getattr(image, "full", None) or image.shape[:2]  # before it was decoded
     if self.share_color_jitter:
@@ -203,7 +205,8 @@ class MultiCrop:
     picture = image if as_it_is else Image.fromarray(image)
     bases = [self._cut(picture, full, max(self.global_size, self.gram_size), self.global_scale, rng)
              for _ in range(2)]
-    crops = {name: np.empty(shape, dtype_of(name)) for name, shape in self.shapes.items()}
+    crops = into or {
+      name: np.empty(shape, dtype_of(name)) for name, shape in self.shapes.items()}
 
     plain = [self._square(base, self.global_size) for base in bases]
     gram_from_distorted = self.gram_size and self.gram_distortions

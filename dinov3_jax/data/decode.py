@@ -21,6 +21,7 @@ from PIL import (
 )
 
 from dinov3_jax.data import jpeg
+from dinov3_jax.data.header import held
 from dinov3_jax.data.stored import Stored
 from dinov3_jax.data.walk import printable
 
@@ -210,12 +211,20 @@ decode = Decoder()  # as the reference reads images
 
 def open_image(file: BinaryIO) -> Image.Image:
   """A Pillow image, whose header alone has been read. Pillow's limits of pixels do not apply to
-  JPEG and PNG files."""
+  JPEG and PNG files.
+
+  Raises:
+    ValueError: it cannot be identified, or has more channels than RGB and transparency.
+  """
   start = file.read(16)
   file.seek(0)
   for prefix, plugin in PLUGINS.items():
     if start.startswith(prefix):
       return plugin(file)
+  channels = held(file).channels
+  if channels > 4:
+    raise ValueError(f"it has {channels} channels, which sources and packing carry as they are, "
+                     "but nothing here uses yet: store the three that are to be seen as RGB")
   try:
     return Image.open(file)
   except UnidentifiedImageError:  # its message has no name of the image, but one of the object

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from dinov3_jax.data.decode import DamagedImage, decode, deep, open_image
+from dinov3_jax.data.header import held
 from dinov3_jax.data.lock import FolderLock
 from dinov3_jax.data.resizing import resize
 from dinov3_jax.data.sources import SPLITS, Source, open_source
@@ -46,7 +47,8 @@ class Encoding:
       `all` is set and that is smaller.
     all: see `quality`.
 
-  Images of more than 8 bits or with transparency are always carried as they are.
+  Images of more than 8 bits, with transparency or with more than four channels are always carried
+  as they are.
   """
 
   shorter: int = 0
@@ -64,7 +66,7 @@ class Encoding:
     Raises:
       DamagedImage: it must be decoded for that, and cannot be.
     """
-    if not (self.shorter or self.all):
+    if not (self.shorter or self.all) or held(data).beyond:
       return data
     try:
       with open_image(io.BytesIO(data)) as image:

@@ -112,8 +112,8 @@ class PartMaker:
       item, messages = read_or_next(self.source, self.order, index)
       replaced += bool(messages)
       damaged += messages
-      for name, crops in crop(item["image"], self._rng(CROPS, number)).items():
-        arrays[name][i] = crops
+      crop(item["image"], self._rng(CROPS, number),
+           {name: array[i] for name, array in arrays.items()})
     begun = [shard for i, shard in enumerate(self.local_shards) if i * of_shard in mine]
     masks = self._masks(step, begun, crop) if begun else {}
     return {**arrays, **masks, SEEN: Seen(replaced, damaged, shares)}

@@ -27,8 +27,8 @@ def printable(name: str | os.PathLike) -> str:
   return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
-def images_below(folder: str | os.PathLike, others: collections.Counter | None = None
-                 ) -> Iterator[str]:
+def images_below(folder: str | os.PathLike, others: collections.Counter | None = None,
+                 suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[str]:
   """The images at any depth below a folder, known by their suffixes, in no particular order.
 
   Links to files and folders are followed. A link to a folder that the path to it already goes
@@ -41,6 +41,7 @@ def images_below(folder: str | os.PathLike, others: collections.Counter | None =
   Args:
     folder: where to look.
     others: if given, counts the other files by suffix in lower case.
+    suffixes: of images, in lower case.
 
   Yields:
     Paths relative to `folder`, with `/` between their parts. Names that are not valid UTF-8 have
@@ -84,7 +85,7 @@ def images_below(folder: str | os.PathLike, others: collections.Counter | None =
             waiting.append((path, lineage | _lineage(entry.path)))
           else:
             refused.append(path)
-        elif entry.name.lower().endswith(SUFFIXES):
+        elif entry.name.lower().endswith(suffixes):
           if entry.is_symlink() or entry.is_file():
             yield path
         elif others is not None:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dinov3_jax.evals import probe_training
 from dinov3_jax.evals.probe_grid import along, gathered, one_by_one, spread
 
 RATES = tuple(m * 10.0**e for e in (-4, -3) for m in (1, 2, 5))  # paper D.6
@@ -196,21 +197,23 @@ class Probes:
 
 def train(batches: Iterable[tuple], steps: int, classes: int, rates: Sequence[float] = RATES,
           decays: Sequence[float] = DECAYS, *, shape: Shape = Shape(), seed: int = 0,
-          mesh: jax.sharding.Mesh | None = None) -> Probes:
+          mesh: jax.sharding.Mesh | None = None,
+          kept: probe_training.Kept | None = None) -> Probes:
   """Trains a probe for every rate and decay on the same clips.
 
   AdamW, the rate falls to 0 along a cosine from the first step on, as in V-JEPA 2; the paper says
   neither. All probes begin alike.
 
   Args:
-    batches: (patches [B, T, h, w, D], times [B, T], labels [B]) of each step; those beyond `steps`
-      are left.
+    batches: (patches [B, T, h, w, D], times [B, T], labels [B]) of each step, from `kept.step` on;
+      those beyond `steps` are left.
     steps: how many.
     classes: how many; labels lie below it.
     rates, decays: the grid.
     shape: of a probe.
     seed: of its parameters.
     mesh: devices that share the probes; None: the first one alone.
+    kept: where the training is kept, to go on from there; None: nowhere.
 
   Raises:
     ValueError: fewer batches than steps, or no probe whose loss is finite.
@@ -218,19 +221,19 @@ def train(batches: Iterable[tuple], steps: int, classes: int, rates: Sequence[fl
   grid = np.array([(rate, decay) for rate in rates for decay in decays], np.float32)
   factors = optax.cosine_decay_schedule(1.0, steps)
   placed, place = spread(grid, mesh)
-  state, losses, batches = None, [], iter(batches)
-  for i in range(steps):
-    batch = next(batches, None)
-    if batch is None:
-      raise ValueError(f"there are {i} batches of clips for {steps} steps")
-    if state is None:
-      params = jax.tree.map(lambda x: place(np.repeat(np.asarray(x)[None], len(placed), 0)),
-                            init(batch[0].shape[-1], classes, shape, seed))
-      state = params, _ADAM.init(params)
+
+  def begin(batch):
+    params = jax.tree.map(lambda x: place(np.repeat(np.asarray(x)[None], len(placed), 0)),
+                          init(batch[0].shape[-1], classes, shape, seed))
+    return params, _ADAM.init(params)
+
+  def step(i, state, batch):
     state, value = _step(state, *map(jnp.asarray, batch), place(placed[:, 0] * factors(i)),
                          place(placed[:, 1]), heads=shape.heads, mesh=mesh)
-    losses.append(value)
-  losses = np.stack([np.asarray(value)[:len(grid)] for value in losses])
+    return state, value[None]
+
+  state, losses = probe_training.run(batches, steps, begin, step, kept)
+  losses = losses[:, :len(grid)]
   if not np.isfinite(losses[-1]).any():
     raise ValueError("all probes diverge: their losses are not finite; are the features?")
   return Probes(gathered(state[0], len(grid)), shape.heads, grid[:, 0], grid[:, 1], losses)

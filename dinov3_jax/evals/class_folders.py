@@ -8,9 +8,10 @@ import numpy as np
 
 from dinov3_jax.data.sources import open_source
 from dinov3_jax.data.stored import Stored
-from dinov3_jax.data.walk import images_below, printable
+from dinov3_jax.data.walk import SUFFIXES, images_below, printable
 from dinov3_jax.evals.session import LayoutError
 
+IMAGES = (*SUFFIXES, ".ppm")  # the last one for GTSRB
 LAYOUT = "a folder for each class in train/ and in val/ (or test/)"
 
 
@@ -42,7 +43,8 @@ def images_of(folder: pathlib.Path, classes: Sequence[str], others: bool = False
     raise LayoutError(f"{folder} has a class {strange[0]} that the training set does not have")
   paths, labels = [], []
   for name in own:
-    found = sorted(os.path.join(folder, name, image) for image in images_below(folder / name))
+    found = sorted(os.path.join(folder, name, image)
+                   for image in images_below(folder / name, suffixes=IMAGES))
     if not found:
       raise LayoutError(f"{folder / name} has no images")
     paths += found

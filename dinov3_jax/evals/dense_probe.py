@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinov3_jax.evals import probe_training
 from dinov3_jax.evals.probe_grid import along, gathered, one_by_one, spread
 from dinov3_jax.evals.sliding import resize
 
@@ -64,11 +65,13 @@ def train(batches: Iterable[tuple[np.ndarray, np.ndarray]], schedule: Sequence[f
           loss: Loss = cross_entropy, rates: Sequence[float] = RATES,
           decays: Sequence[float] = DECAYS, *, betas: Sequence[float] | None = None,
           dropout: float = DROPOUT, clip: float | None = None, weight=None, offset=None,
-          seed: int = 0, mesh: jax.sharding.Mesh | None = None) -> Probe:
+          seed: int = 0, mesh: jax.sharding.Mesh | None = None,
+          kept: probe_training.Kept | None = None) -> Probe:
   """Trains a probe for every rate and decay on the same batches, with AdamW.
 
   Args:
-    batches: (features [B, h, w, D], targets) of each step; those beyond the schedule are left.
+    batches: (features [B, h, w, D], targets) of each step, from `kept.step` on; those beyond the
+      schedule are left.
     schedule: factors of the learning rate by step.
     outputs: K, of each patch.
     loss: of the outputs at the patches.
@@ -79,28 +82,27 @@ def train(batches: Iterable[tuple[np.ndarray, np.ndarray]], schedule: Sequence[f
     weight, offset: [D, K] and [K] to begin with; None: N(0, 0.01) and 0.
     seed: of the weights and the dropout.
     mesh: devices that share the probes; None: the first one alone.
+    kept: where the training is kept, to go on from there; None: nowhere.
 
   Raises:
     ValueError: fewer batches than steps, or a loss that is not finite.
   """
   grid = np.array([(rate, decay) for rate in rates for decay in decays], np.float32)
   placed, place = spread(grid, mesh)
-  state, losses = None, []
   key = jax.random.key(seed)
-  batches = iter(batches)
-  for i, factor in enumerate(schedule):
-    batch = next(batches, None)
-    if batch is None:
-      raise ValueError(f"there are {i} batches for {len(schedule)} steps")
-    features, targets = batch
-    if state is None:
-      state = _start(features.shape[-1], outputs, len(placed), place, weight, offset, seed)
-    state, value = _step(state, jnp.asarray(features), jnp.asarray(targets),
-                         place(placed[:, 0] * np.float32(factor)), place(placed[:, 1]),
+
+  def begin(batch):
+    return _start(batch[0].shape[-1], outputs, len(placed), place, weight, offset, seed)
+
+  def step(i, state, batch):
+    state, value = _step(state, *map(jnp.asarray, batch),
+                         place(placed[:, 0] * np.float32(schedule[i])), place(placed[:, 1]),
                          0.9 if betas is None else betas[i], jax.random.fold_in(key, i), loss=loss,
                          dropout=dropout, clip=clip, mesh=mesh)
-    losses.append(value)
-  losses = np.stack([np.asarray(value)[:len(grid)] for value in losses])
+    return state, value[None]
+
+  state, losses = probe_training.run(batches, len(schedule), begin, step, kept)
+  losses = losses[:, :len(grid)]
   if not np.isfinite(losses).any(1).all():
     raise ValueError("all probes diverge: their losses are not finite; are the features?")
   params, _, _, *statistics = state[:5]

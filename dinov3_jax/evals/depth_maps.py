@@ -1,6 +1,7 @@
 """Linear depth on any data set of images with depth maps: training, prediction, figures."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -14,6 +15,7 @@ from dinov3_jax.data.decode import decode
 from dinov3_jax.evals import dense_probe, depth, one_cycle, sliding
 from dinov3_jax.evals.framing import normalize
 from dinov3_jax.evals.pca import grid, heatmap
+from dinov3_jax.evals.probe_training import drawn
 from dinov3_jax.evals.session import LayoutError, Result, Session, whole
 
 NEAREST, BINS = 1e-3, 256  # metres; outputs of the probe
@@ -78,10 +80,14 @@ def evaluate(session: Session, data: DepthSet) -> Result:
   `RMSE of a constant` is that of the median depth of the training images everywhere.
   """
   steps = session.steps or STEPS
+  options, changed = session.options(rate_factor=1.0)
   train, test = session.some(data.train), session.some(data.test)
-  rates, betas = one_cycle.depth(1.0, steps, WARMUP * steps // STEPS)
-  probe = dense_probe.train(batches(session, data, train), rates, BINS, loss_of(data.farthest),
-                            betas=betas, dropout=0, clip=CLIP, mesh=session.mesh)
+  schedule, betas = one_cycle.depth(options.rate_factor, steps, WARMUP * steps // STEPS)
+  kept = session.kept("depth", (data.farthest, steps, options),
+                      (path for pair in train for path in pair))
+  probe = dense_probe.train(
+    batches(session, data, train, start=kept.step), schedule, BINS, loss_of(data.farthest),
+    betas=betas, dropout=0, clip=CLIP, mesh=session.mesh, kept=kept)
   constant = float(np.median([np.median(truth[truth > 0]) for truth in (
       data.load(pair)[1] for pair in train[:64]) if (truth > 0).any()]))
   found, flat, cells = [[] for _ in probe.rates], [], []
@@ -106,10 +112,10 @@ def evaluate(session: Session, data: DepthSet) -> Result:
     {name: float(np.mean([x[key] for x in found[best]])) for key, name in names.items()}
     | {"RMSE of a constant": float(np.mean(flat))},
     dict(steps=steps, batch=min(BATCH, len(train)), bins=BINS, train=len(train), test=len(test),
-         best=dict(rate=float(probe.rates[best]), decay=float(probe.decays[best])),
-         farthest=data.farthest, flipped_too=True),
+         best=dict(rate=options.rate_factor * float(probe.rates[best]),
+                   decay=float(probe.decays[best])), farthest=data.farthest, flipped_too=True),
     ["no rotation and no changes of colour in training"]
-    + [f"{steps} steps, not {STEPS}"] * (steps != STEPS)
+    + changed + [f"{steps} steps, not {STEPS}"] * (steps != STEPS)
     + [f"{session.limit} images of each split"] * (session.limit is not None),
     pictures={"depth.png": picture})
 
@@ -126,18 +132,17 @@ def loss_of(farthest: float) -> dense_probe.Loss:
   return loss
 
 
-def batches(session: Session, data: DepthSet, pairs: Pairs, seed: int = 0
+def batches(session: Session, data: DepthSet, pairs: Pairs, seed: int = 0, start: int = 0
             ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Endless batches of patches [B, h, w, D] and depths [B, H, W] of random crops, half flipped."""
-  rng = np.random.default_rng(seed)
-  count = min(BATCH, len(pairs))
-  while True:
-    for chosen in np.array_split(rng.permutation(len(pairs)), len(pairs) // count):
-      session.check_stop()
-      images, depths = zip(*[crop(data, *data.load(pairs[i]), rng, session.patch)
-                             for i in chosen[:count]])
-      x = normalize(np.stack(images), session.prepare.mean, session.prepare.std)
-      yield np.asarray(session.run(x)), np.stack(depths)
+  """Endless batches of patches [B, h, w, D] and depths [B, H, W] of random crops, half flipped,
+  from the step `start` on.
+  """
+  for step in itertools.count(start):
+    session.check_stop()
+    chosen, rng = drawn(len(pairs), min(BATCH, len(pairs)), step, seed)
+    images, depths = zip(*[crop(data, *data.load(pairs[i]), rng, session.patch) for i in chosen])
+    x = normalize(np.stack(images), session.prepare.mean, session.prepare.std)
+    yield np.asarray(session.run(x)), np.stack(depths)
 
 
 def crop(data: DepthSet, image: np.ndarray, truth: np.ndarray, rng: np.random.Generator, patch: int

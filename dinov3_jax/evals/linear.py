@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dinov3_jax.evals import probe_training
 from dinov3_jax.evals.probe_grid import spread
 
 # Paper D.7: 10 epochs of batches of 1024, SGD with momentum.
@@ -53,7 +54,8 @@ def cosine(steps: int) -> np.ndarray:
 
 def train(features, labels, rates: Sequence[float] = RATES, decays: Sequence[float] = DECAYS, *,
           num_classes: int | None = None, steps: int | None = None, batch: int = BATCH,
-          seed: int = 0, order=None, weights=None, mesh: jax.sharding.Mesh | None = None) -> Heads:
+          seed: int = 0, order=None, weights=None, mesh: jax.sharding.Mesh | None = None,
+          kept: probe_training.Kept | None = None) -> Heads:
   """Trains a head for every rate and decay, all on the same batches.
 
   SGD with momentum, cosine to 0; the decay is L2's, added to the gradient, biases included, as
@@ -71,6 +73,7 @@ def train(features, labels, rates: Sequence[float] = RATES, decays: Sequence[flo
     order: int [steps, batch], the images of each step, instead of a shuffle of every epoch.
     weights: [C, D], what every head begins with, instead of random ones.
     mesh: devices that share the heads of the grid; None: the first one alone.
+    kept: where the training is kept, to go on from there; None: nowhere.
 
   Raises:
     ValueError: shapes that do not fit, labels out of range, features that are not finite.
@@ -99,17 +102,22 @@ def train(features, labels, rates: Sequence[float] = RATES, decays: Sequence[flo
   b = np.zeros(w.shape[1], np.float32)
   across = jnp.asarray if mesh is None else partial(
       jax.device_put, device=NamedSharding(mesh, P(None, mesh.axis_names)))
-  state = (across(w), place(b), across(np.zeros_like(w)), place(b))
-  factors, losses = cosine(len(order)).astype(np.float32), []
+  factors = cosine(len(order)).astype(np.float32)
   lr, decay = place(placed[:, 0]), place(placed[:, 1])
-  for start in range(0, len(order), CHUNK):
+  starts = range(0, len(order), CHUNK)
+
+  def step(i, state, start):
     rows = order[start:start + CHUNK]
-    state, loss = _steps(state, lr, decay, features[rows], labels[rows].astype(np.int32),
-                         factors[start:start + CHUNK], mesh=mesh)
-    losses.append(np.asarray(loss)[:, :heads])
+    return _steps(state, lr, decay, features[rows], labels[rows].astype(np.int32),
+                  factors[start:start + CHUNK], mesh=mesh)
+
+  done = min(kept.step, len(starts) - 1) if kept else 0
+  state, losses = probe_training.run(
+      starts[done:], len(starts),
+      lambda _: (across(w), place(b), across(np.zeros_like(w)), place(b)), step, kept)
   w = np.asarray(state[0]).reshape(len(w), len(placed), -1)[:, :heads].transpose(1, 2, 0)
   b = np.asarray(state[1]).reshape(len(placed), -1)[:heads]
-  return Heads(np.ascontiguousarray(w), b, grid[:, 0], grid[:, 1], np.concatenate(losses))
+  return Heads(np.ascontiguousarray(w), b, grid[:, 0], grid[:, 1], losses[:, :heads])
 
 
 def _shuffled(count: int, steps: int, batch: int, seed: int) -> np.ndarray:
@@ -138,13 +146,15 @@ def _steps(state, rates, decays, features, labels, factors, *, mesh=None):
       x = x.astype(jnp.float32)
       logits = (jnp.matmul(x, w, precision="float32") + b).reshape(len(x), heads, classes)
       own = jnp.take_along_axis(logits, y[:, None, None], axis=2)
-      total = jax.nn.logsumexp(logits, axis=2, keepdims=True)
-      residual = (jnp.exp(logits - total) - (places == y[:, None, None])) / len(x)
+      most = logits.max(2, keepdims=True)
+      shares = jnp.exp(logits - most)
+      total = shares.sum(2, keepdims=True)
+      residual = (shares / total - (places == y[:, None, None])) / len(x)
       residual = residual.reshape(len(x), -1)
       mw = MOMENTUM * mw + jnp.matmul(x.T, residual, precision="float32") + decays * w
       mb = MOMENTUM * mb + residual.sum(0) + decays * b
       lr = factor * rates
-      return (w - lr * mw, b - lr * mb, mw, mb), (total - own).mean((0, 2))
+      return (w - lr * mw, b - lr * mb, mw, mb), (jnp.log(total) + most - own).mean((0, 2))
 
     return jax.lax.scan(step, state, (features, labels, factors))
 

@@ -8,8 +8,8 @@ Each set has a folder in DIR:
 
 {sets}
 
-The videos of actions need PyAV (`pip install av`), the stereo pair, which is a real one, and the
-depth need its photographs (`pip install scikit-image`); `--sets` takes some of the sets only.
+The videos of actions and of pca need PyAV (`pip install av`); the stereo pair and NYUv2's depth are
+real and need the photographs of `pip install scikit-image`; `--sets` takes some of the sets only.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dinov3_jax.evals import mini_images, mini_videos, mini_views
+from dinov3_jax.evals import mini_imagenet, mini_images, mini_roads, mini_videos, mini_views
 from dinov3_jax.evals.mini_canvas import Drawings
 
 SETS = {  # by folder: what writes it, and the tasks that it is for
@@ -38,6 +38,11 @@ SETS = {  # by folder: what writes it, and the tasks that it is for
   "NAVI": (mini_views.navi, "navi"),
   "Middlebury": (mini_views.middlebury, "stereo"),
   "NYUv2": (mini_views.nyu, "depth"),
+  "ImageNet": (mini_imagenet.imagenet, "imagenet"),
+  "KITTI": (mini_roads.kitti, "kitti"),
+  "Met": (mini_images.met, "met"),
+  "clip": (mini_videos.clip, "pca"),
+  "foreground": (mini_images.foreground, "foreground"),
 }
 
 

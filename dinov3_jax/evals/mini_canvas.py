@@ -40,10 +40,10 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
   y, x = np.mgrid[:height, :width]
   slope = (np.cos(angle) * x / width + np.sin(angle) * y / height)[..., None]
   slope = (slope - slope.min()) / np.ptp(slope)
-  blotches = Image.fromarray(rng.integers(0, 255, (6, 8), np.uint8)).resize(
-      (width, height), Image.Resampling.BICUBIC)
-  return np.clip(first + (second - first) * slope + (np.asarray(blotches)[..., None] - 127) * 0.15,
-                 0, 255).astype(np.uint8)
+  blotches = np.asarray(Image.fromarray(rng.integers(0, 255, (6, 8), np.uint8)).resize(
+      (width, height), Image.Resampling.BICUBIC), float)[..., None]
+  colour = first + (second - first) * slope
+  return np.clip(colour + (blotches - 127) * 0.15, 0, 255).astype(np.uint8)
 
 
 def plain(height: int, width: int) -> np.ndarray:
@@ -69,7 +69,8 @@ def compose(canvas: np.ndarray, drawing: Image.Image, left: int, top: int
 
 def save(path: pathlib.Path, image: np.ndarray):
   path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(image).save(path, **(dict(quality=92) if path.suffix == ".jpg" else {}))
+  Image.fromarray(image).save(path, **(
+      dict(quality=92) if path.suffix.lower() in (".jpg", ".jpeg") else {}))
 
 
 def save_labels(path: pathlib.Path, labels: np.ndarray):

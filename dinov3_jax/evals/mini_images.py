@@ -1,4 +1,6 @@
-"""Small data sets of single images: folders of classes, VOC, SPair-71k, Oxford, AmsterTime."""
+"""Small data sets of single images: folders of classes, VOC, SPair-71k, Oxford, AmsterTime, Met,
+and images with their foreground.
+"""
 
 import json
 import pathlib
@@ -127,3 +129,48 @@ def amstertime(out: pathlib.Path, drawings, rng: np.random.Generator, pairs: int
     grey = np.asarray(Image.fromarray(np.roll(image, (4, -6), (0, 1))).convert("L"))
     faded = np.clip(90 + 0.5 * grey + rng.normal(0, 8, grey.shape), 0, 255).astype(np.uint8)
     save(out / "old" / f"{i:04}.jpg", np.repeat(faded[..., None], 3, 2))
+
+
+def met(out: pathlib.Path, drawings, rng: np.random.Generator, works: int = 40, queries: int = 30):
+  """Met: drawings are works of one to three views; visitors' photographs ask for them.
+
+  A third of the photographs show no work: a drawing that the museum does not have, or none at all.
+  """
+  chosen = rng.choice(len(drawings), min(2 * works, len(drawings)), replace=False).tolist()
+  owned, others = chosen[:works], chosen[works:]
+  lists = {}
+
+  def add(name, path, image, **entry):
+    save(out / "images" / path, image)
+    lists.setdefault(name, []).append(dict(path=path, **entry))
+
+  for work, index in enumerate(owned):
+    for view in range(1 + work % 3):
+      drawing = place(drawings[index], rng.uniform(-5, 5), 0.9)
+      image, _ = compose(np.full((112, 112, 3), 235, np.uint8), drawing, 10, 10)
+      add("MET_database", f"MET/{work}/{view}.jpg", image, id=work)
+  for name, count in (("valset", queries), ("testset", queries)):
+    for i in range(count):
+      photograph, work = background(rng, 120, 140), int(rng.integers(works))
+      index = owned[work] if i % 3 else others[int(rng.integers(len(others)))]
+      if i % 6:
+        drawing = place(drawings[index], rng.uniform(-20, 20), rng.uniform(0.6, 0.9))
+        photograph, _ = compose(photograph, drawing, *rng.integers(5, 40, 2).tolist())
+      folder, entry = ("met", dict(MET_id=work)) if i % 3 else ("other", {})
+      shade = rng.uniform(0.7, 1.1)
+      add(name, f"{name}_{folder}/{i:03}.jpg",
+          np.clip(photograph * shade, 0, 255).astype(np.uint8), **entry)
+  (out / "ground_truth").mkdir()
+  for name, entries in lists.items():
+    (out / "ground_truth" / f"{name}.json").write_text(json.dumps(entries))
+
+
+def foreground(out: pathlib.Path, drawings, rng: np.random.Generator, count: int = 8):
+  """`images/NAME.jpg`, and `labels/NAME.png` whose alpha is the foreground."""
+  for i in range(count):
+    drawing = place(drawings[int(rng.choice(len(drawings)))], rng.uniform(-30, 30),
+                    rng.uniform(0.6, 1))
+    left, top = (int(rng.integers(0, side - drawing.width + 1)) for side in (144, 112))
+    image, alpha = compose(background(rng, 112, 144), drawing, left, top)
+    save(out / "images" / f"{i:02}.jpg", image)
+    save(out / "labels" / f"{i:02}.png", np.concatenate([image, alpha[..., None]], 2))

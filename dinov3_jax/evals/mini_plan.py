@@ -39,22 +39,28 @@ class Plan:
 
 
 PROBE = dict(frames=6, batch=16, width=48, heads=4, blocks=2, ratio=2)
+SHORT = dict(rate_factor=10.0)  # at the protocols' rates so few steps would not get far
 COPIED, CONSTANT = "J&F of the first mask, copied", "RMSE of a constant"
 PLANS = (
   Plan("tracking", "DAVIS", "J&F", 192, baseline=COPIED),
   Plan("stereo", "Middlebury", "recall at 20 cm, all patches"),
-  Plan("depth", "NYUv2", "RMSE", steps=100, baseline=CONSTANT),
+  Plan("depth", "NYUv2", "RMSE", steps=300, settings=SHORT, baseline=CONSTANT),
+  Plan("kitti", "KITTI", "RMSE", steps=100, settings=SHORT, baseline=CONSTANT),
   Plan("knn", "folders", "top-1, k = 20", 32),
   Plan("linear", "folders", "top-1", 32),
   Plan("logistic", "folders", "top-1", 32),
-  Plan("segmentation", "VOC", "VOC2012 mIoU", 96, 100),
+  Plan("imagenet", "ImageNet", "val", 64),
+  Plan("segmentation", "VOC", "VOC2012 mIoU", 96, 100, SHORT),
   Plan("discovery", "VOC", "VOC2007, best"),
   Plan("oxford", "oxford", "roxford5k easy", 64),
   Plan("amstertime", "AmsterTime", "mAP", 64),
+  Plan("met", "Met", "GAP", 64),
   Plan("spair", "SPair-71k", "recall", 128),
   Plan("navi", "NAVI", "recall at 2 cm, cosine", 256),
   Plan("actions", "K400", "K400", 32, 120, PROBE),
   Plan("actions", "SSv2", "SSv2", 32, 120, PROBE),
+  Plan("foreground", "foreground", "average precision", 112),
+  Plan("pca", "clip", "variance of the components, clip.mp4", 192),
   Plan("tracking", "YouTube-VOS", "J&F", 192, baseline=COPIED),
   Plan("tracking", "MOSE", "J&F", 192, baseline=COPIED),
 )

@@ -2,11 +2,12 @@ r"""Runs every task on small data: a model, the same network untrained, and base
 
   python -m dinov3_jax.evals.mini_table --weights W --data DIR
 
-W is whatever `dinov3_jax.load` takes; DIR is what `python -m dinov3_jax.evals.mini` wrote. Tasks
-whose data are not there are left out. What is done is kept in DIR/results, and the same command
-goes on from there. The baselines are the mean colour of each patch in place of features,
-and, where a task has one, a guess without any: copying the first mask, one depth everywhere. The
-last row tracks with the true labels of patches as features: no features can do much better.
+W is whatever `dinov3_jax.load` takes. DIR has what `python -m dinov3_jax.evals.mini` writes; if it
+is not there, it is written first. Tasks whose data are not in it are left out. What is done is kept
+in DIR/results, and the same command goes on from there. Beside the model and the untrained network
+stand the mean colour of each patch in place of features, a guess without any features where a task
+has one (copying the first mask, one depth everywhere), and features made of the truth: what the
+grid of patches allows.
 """
 
 import argparse
@@ -14,48 +15,21 @@ import dataclasses
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
+from dinov3_jax.data.preprocess import Preprocess
+from dinov3_jax.evals import mini, mini_truth
 from dinov3_jax.evals.backbone import open_model
-from dinov3_jax.evals.framing import read_labels
 from dinov3_jax.evals.mini_plan import PLANS, Plan
-from dinov3_jax.evals.propagation import sample_labels
+from dinov3_jax.evals.mini_stand_ins import PatchMeans
 from dinov3_jax.evals.session import Session
 from dinov3_jax.models.variants import build
 from dinov3_jax.weights import loading
 
-COLUMNS = ("trained", "untrained", "mean colour", "no features")
-
-
-class MeanColour(nnx.Module):
-  """A stand-in for a backbone: the mean colour of each patch, and of the image."""
-
-  def __init__(self, patch_size: int):
-    self.patch_size = patch_size
-    self.scale = nnx.Param(jnp.ones(3))  # a model has parameters
-
-  def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-    """`cls` [B, 3] and `patches` [B, N, 3] of images [B, H, W, 3]."""
-    count, height, width, _ = images.shape
-    p = self.patch_size
-    x = images[:, :height // p * p, :width // p * p] * self.scale[...]
-    patches = x.reshape(count, height // p, p, width // p, p, 3).mean((2, 4))
-    return dict(cls=patches.mean((1, 2)), patches=patches.reshape(count, -1, 3))
-
-
-class TrueLabels(Session):
-  """A session whose features of the frames of a video are their true labels, one-hot."""
-
-  def frames(self, paths: Sequence[os.PathLike], height: int, width: int) -> Iterator[np.ndarray]:
-    for path in paths:
-      masks = str(pathlib.Path(path).with_suffix(".png")).replace("JPEGImages", "Annotations")
-      labels = sample_labels(read_labels(masks), height // self.patch, width // self.patch)
-      yield np.eye(8, dtype=np.float32)[labels]
+COLUMNS = ("trained", "untrained", "mean colour", "no features", "the truth")
 
 
 def sessions(weights: str, cache: pathlib.Path) -> dict[str, Session]:
@@ -68,7 +42,7 @@ def sessions(weights: str, cache: pathlib.Path) -> dict[str, Session]:
   settings, _ = loading.read(None, loading.locate(None, weights), jnp.float32, None, "teacher")
   trained = Session(model, prepare, pathlib.Path(), cache, progress=False)
   others = dict(untrained=build(settings, rngs=nnx.Rngs(0)))
-  others["mean colour"] = MeanColour(trained.patch)
+  others["mean colour"] = PatchMeans(trained.patch)
   return dict(trained=trained) | {
     name: dataclasses.replace(trained, model=other) for name, other in others.items()}
 
@@ -79,6 +53,23 @@ def figures(session: Session, plan: Plan, root: pathlib.Path) -> dict[str, float
   return ledger.get(plan.task, lambda: plan.run(session, root).figures)
 
 
+def truth(plan: Plan, root: pathlib.Path, patch: int) -> dict[str, float]:
+  """The figures of a task with features that are made of the truth; none where there are none.
+
+  Args:
+    root: of the small data.
+    patch: side of a patch, in pixels.
+  """
+  if plan.data not in mini_truth.TRUTHS:
+    return {}
+  cache = root / "results" / f"truth_{patch}"
+  if not (cache / plan.data).exists():
+    mini_truth.write(root, plan.data, cache / plan.data, patch)
+  model = PatchMeans(patch, mini_truth.TRUTHS[plan.data][1])
+  as_they_are = Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+  return figures(Session(model, as_they_are, cache, cache / "figures"), plan, cache)
+
+
 def rows(weights: str, root: pathlib.Path) -> Iterator[list[str]]:
   """The rows of the table: task, data, figure, and a number or a dash for each of `COLUMNS`."""
   compared = sessions(weights, root / "results")
@@ -87,14 +78,9 @@ def rows(weights: str, root: pathlib.Path) -> Iterator[list[str]]:
       found = {name: figures(session, plan, root) for name, session in compared.items()}
       values = [own[plan.figure] for own in found.values()]
       values.append(found["trained"].get(plan.baseline))
+      values.append(truth(plan, root, compared["trained"].patch).get(plan.figure))
       yield [plan.task, plan.data, plan.figure,
              *("-" if value is None else f"{value:.2f}" for value in values)]
-  plan = PLANS[0]
-  if (root / plan.data).is_dir():
-    trained = compared["trained"]
-    oracle = TrueLabels(MeanColour(trained.patch), trained.prepare, root, trained.cache / "oracle")
-    yield [plan.task, plan.data, f"{plan.figure}, true labels",
-           f"{figures(oracle, plan, root)[plan.figure]:.2f}", *["-"] * (len(COLUMNS) - 1)]
 
 
 def main() -> int:
@@ -105,8 +91,8 @@ def main() -> int:
   parser.add_argument("--data", metavar="DIR", required=True, type=os.path.expanduser)
   args = parser.parse_args()
   try:
-    if not pathlib.Path(args.data).is_dir():
-      raise ValueError(f"there is no folder {args.data}: python -m dinov3_jax.evals.mini makes it")
+    if not pathlib.Path(args.data).exists():
+      mini.write(args.data)
     print(f"| task | data | figure | {' | '.join(COLUMNS)} |", flush=True)
     print(f"|---|---|---|{'--:|' * len(COLUMNS)}", flush=True)
     for row in rows(args.weights, pathlib.Path(args.data)):

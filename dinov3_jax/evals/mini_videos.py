@@ -1,4 +1,5 @@
-"""Small data sets of videos: masks that move (DAVIS, YouTube-VOS, MOSE), and actions."""
+"""Small data sets of videos: masks that move (DAVIS, YouTube-VOS, MOSE), actions, and a clip with
+some of its frames."""
 
 import json
 import pathlib
@@ -73,6 +74,14 @@ def mose(out: pathlib.Path, drawings, rng: np.random.Generator, videos: int = 3,
         (256, 192) if i == 0 else (192, 256)))):
       save(out / "train/JPEGImages" / name / f"{t:05}.jpg", image)
       save_labels(out / "train/Annotations" / name / f"{t:05}.png", labels)
+
+
+def clip(out: pathlib.Path, drawings, rng: np.random.Generator, frames: int = 16):
+  """A video of drawings that move, and three of its frames as images."""
+  images = [image for image, _ in scene(drawings, rng, frames)]
+  for t in np.linspace(0, frames - 1, 3).astype(int).tolist():
+    save(out / f"frame_{t:02}.jpg", images[t])
+  write_video(out / "clip.mp4", images, np.arange(frames) / 10)
 
 
 def action(drawing, motion: Sequence[int], rng: np.random.Generator, frames: int, side: int = 96

@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from dinov3_jax.evals.backbone import patch_side
 from dinov3_jax.evals.extraction import Stopped, bar, extract, fingerprint
 from dinov3_jax.evals.framing import Framing, normalize
 from dinov3_jax.evals.ledger import Ledger
+from dinov3_jax.evals.probe_training import Kept
 
 
 class LayoutError(ValueError):
@@ -142,9 +143,17 @@ class Session:
 
   def ledger(self, task: str, settings: Any) -> Ledger:
     """Where a task keeps the results of single items, for this model and these settings."""
+    return Ledger(self.cache / f"{task}-{self._key(settings)}.jsonl")
+
+  def kept(self, task: str, settings: Any, files: Iterable[os.PathLike]) -> Kept:
+    """Where a task keeps the training of its probes, for this model, these settings and files."""
+    names = [(os.fspath(path), mark(path)) for path in files]
+    devices = 1 if self.mesh is None else self.mesh.size
+    return Kept(self.cache / f"{task}-{self._key((devices, settings, names))}.npz")
+
+  def _key(self, settings: Any) -> str:
     decides = (self.digest, self.prepare.mean, self.prepare.std, settings)
-    key = hashlib.sha256(repr(decides).encode()).hexdigest()
-    return Ledger(self.cache / f"{task}-{key[:24]}.jsonl")
+    return hashlib.sha256(repr(decides).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
   def some(self, items: Sequence) -> list:
     """The first `limit` items, spread evenly, so that all classes have their share."""
@@ -188,17 +197,19 @@ class Session:
     (cls,) = arrays.values()
     return cls[[rows[printable(names[i])] for i in kept]], np.array(kept, int)
 
-  def patches(self, image: np.ndarray, height: int | None = None, width: int | None = None
-              ) -> np.ndarray:
+  def patches(self, image: np.ndarray, height: int | None = None, width: int | None = None,
+              norm: bool = True) -> np.ndarray:
     """The patches of one image, float32 [h, w, D].
 
     Args:
       image: uint8 [H, W, 3].
       height, width: to which it is resized first (bicubic), whole patches; None leaves it.
+      norm: as for `run`.
     """
     if height is not None and image.shape[:2] != (height, width):
       image = resize(image, height, width)
-    return np.asarray(self.run(normalize(image, self.prepare.mean, self.prepare.std)[None])[0])
+    x = normalize(image, self.prepare.mean, self.prepare.std)[None]
+    return np.asarray(self.run(x, norm)[0])
 
   def frames(self, paths: Sequence[os.PathLike], height: int, width: int) -> Iterator[np.ndarray]:
     """The patches of images that are resized to one size, float32 [h, w, D] each, in order.
@@ -211,10 +222,13 @@ class Session:
       yield from np.asarray(self.run(normalize(np.stack(images), self.prepare.mean,
                                                self.prepare.std)))
 
-  def run(self, images) -> jax.Array:
-    """The normed patches of normalised images [B, H, W, 3], float32 [B, h, w, D].
+  def run(self, images, norm: bool = True) -> jax.Array:
+    """The patches of normalised images [B, H, W, 3], float32 [B, h, w, D].
 
     The devices share the images; the last ones are repeated until each device has as many.
+
+    Args:
+      norm: whether they pass the model's final norm.
     """
     rows, columns = (side // self.patch for side in images.shape[1:3])
     count, place = len(images), None
@@ -222,7 +236,9 @@ class Session:
       places = np.minimum(np.arange(-(-count // self.mesh.size) * self.mesh.size), count - 1)
       images = np.asarray(images)[places]
       place = NamedSharding(self.mesh, P(self.mesh.axis_names))
-    tokens = self.model(jax.device_put(images, place))["patches"]
+    images = jax.device_put(images, place)
+    (found,) = [self.model(images)] if norm else self.model.features(images, 1, norm=False)
+    tokens = found["patches"]
     tokens = jnp.asarray(tokens, jnp.float32).reshape(len(images), rows, columns, -1)
     # On one device again: what tasks make of a few patches is not worth a program for many.
     return tokens if self.mesh is None else jax.device_put(tokens, jax.local_devices()[0])[:count]

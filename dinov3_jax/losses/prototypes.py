@@ -166,14 +166,14 @@ def _backward(temperature, chunks, shards, residuals, cotangent):
     d_student, d_kernel = carry
     part, chunk = gradients(*logits(i), _take(kernel, i, chunks, shards))
     # Written in place: stacking the chunks would need the whole kernel a second time.
-    d_kernel = _put(d_kernel, chunk.astype(kernel.dtype), i, chunks, shards)
+    d_kernel = _put(d_kernel, _bits(chunk.astype(kernel.dtype)), i, chunks, shards)
     return (d_student + part, d_kernel), None
 
   # All of it is overwritten. Zeros would be one array for several calls, copied by each; a number
   # of this call's own gives it the only copy.
-  carry = jnp.zeros(student.shape), jnp.full(kernel.shape, loss[0, 0], kernel.dtype)
+  carry = jnp.zeros(student.shape), _bits(jnp.full(kernel.shape, loss[0, 0], kernel.dtype))
   (d_student, d_kernel), _ = jax.lax.scan(body, carry, jnp.arange(chunks))
-  return d_student.astype(student.dtype), d_kernel, None
+  return d_student.astype(student.dtype), _numbers(d_kernel, kernel.dtype), None
 
 
 _cross_entropy.defvjp(_forward, _backward)
@@ -239,6 +239,16 @@ def _put(kernel: Array, chunk: Array, i: Array | int, chunks: int, shards: int) 
   width = kernel.shape[1] // (chunks * shards)
   parts, chunk = (x.reshape(len(kernel), shards, -1) for x in (kernel, chunk))
   return jax.lax.dynamic_update_slice_in_dim(parts, chunk, i * width, axis=2).reshape(kernel.shape)
+
+
+def _bits(x: Array) -> Array:
+  """bfloat16 as uint16, which a CPU writes in place; bfloat16 it would convert whole each time."""
+  return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _numbers(x: Array, dtype: jnp.dtype) -> Array:
+  """The inverse of `_bits`."""
+  return jax.lax.bitcast_convert_type(x, dtype) if x.dtype != dtype else x
 
 
 def _check_chunks(kernel: Array, chunks: int, shards: int):

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from dinov3_jax.models.adapters import Adapter
 from dinov3_jax.models.partition import shard_keys
+from dinov3_jax.models.products import saveable
 from dinov3_jax.models.rope import rotate
 
 # The reference's "truncated" normal cuts at an absolute 2, a hundred deviations out.
@@ -131,7 +132,8 @@ class Attention(nnx.Module):
       attend = functools.partial(attention, causal=True)
     else:
       attend = attention if t < LONG else long_attention
-    y = attend(*(a.astype(x.dtype) for a in (q, k, v))).reshape(b, t, d)
+    # Kept in place of the product, which the backward pass does not need then.
+    y = attend(*(saveable(a.astype(x.dtype)) for a in (q, k, v))).reshape(b, t, d)
     return self.proj(y) + self.proj_adapter(y) if self.adapted else self.proj(y)
 
 

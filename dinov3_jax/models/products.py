@@ -7,8 +7,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # Linux's names, for x86 and for Arm
+
+PRODUCT = "product"  # names what `products_saveable` keeps
 
 Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
 
@@ -79,21 +82,52 @@ def _with_dot(graph: nnx.GraphDef, params: dict, dot: Callable) -> nnx.GraphDef:
 
 def cpu_dot(lhs: jax.Array, rhs: jax.Array, dimensions: Dimensions, precision=None, **options
             ) -> jax.Array:
-  """`lax.dot_general` of bfloat16 with a result in float32, and gradients computed likewise.
+  """`lax.dot_general` of bfloat16, summed in float32, and gradients computed likewise.
 
   Args:
     lhs, rhs: bfloat16.
     dimensions: as of `lax.dot_general`, without batch dimensions.
 
   Returns:
-    float32, for layers to round it when bias and activation are done: so the gradient of a bias is
-    summed in float32, too.
+    float32, rounded to the numbers of bfloat16, which are what `products_saveable` keeps. Layers
+    add the bias to it in float32, so that the bias' gradient is summed in float32, too.
   """
   del precision, options  # layers give their defaults
   (lhs_axes, rhs_axes), batch = dimensions
   if any(batch):
     raise ValueError(f"batch dimensions {batch} are not supported")
   return _cpu_dot(lhs, rhs, tuple(lhs_axes), tuple(rhs_axes))
+
+
+@jax.custom_vjp
+def saveable(x: jax.Array) -> jax.Array:
+  """x, which `products_saveable` keeps for the backward pass."""
+  return _named(x)
+
+
+def _named(x: jax.Array) -> jax.Array:
+  if x.dtype != jnp.bfloat16:
+    return checkpoint_name(x, PRODUCT)
+  # As bits, because a CPU would convert all that a scan has kept to float32 at once. Bits have no
+  # gradient, hence the rule of `saveable`.
+  bits = checkpoint_name(jax.lax.bitcast_convert_type(x, jnp.uint16), PRODUCT)
+  return jax.lax.bitcast_convert_type(bits, x.dtype)
+
+
+saveable.defvjp(lambda x: (_named(x), None), lambda _, gradient: (gradient,))
+
+
+def products_saveable(primitive, *shapes, **params) -> bool:
+  """A policy for `jax.checkpoint`: keep what is `saveable`, and products without batch dimensions.
+
+  Not those that `cpu_dot` has in float32: it rounds them first.
+  """
+  if primitive is jax.lax.dot_general_p and shapes[0].dtype == jnp.bfloat16 and (
+      params["preferred_element_type"] == jnp.float32):
+    return False
+  policies = jax.checkpoint_policies
+  return (policies.dots_with_no_batch_dims_saveable(primitive, *shapes, **params)
+          or policies.save_only_these_names(PRODUCT)(primitive, *shapes, **params))
 
 
 def _product(lhs, rhs, lhs_axes, rhs_axes):
@@ -103,11 +137,12 @@ def _product(lhs, rhs, lhs_axes, rhs_axes):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _cpu_dot(lhs, rhs, lhs_axes, rhs_axes):
-  return _product(lhs, rhs, lhs_axes, rhs_axes)
+  product = _product(lhs, rhs, lhs_axes, rhs_axes)
+  return _named(product.astype(lhs.dtype)).astype(jnp.float32)
 
 
-def _forward(lhs, rhs, lhs_axes, rhs_axes):
-  return _product(lhs, rhs, lhs_axes, rhs_axes), (lhs, rhs)
+def _forward(lhs, rhs, *axes):
+  return _cpu_dot.fun(lhs, rhs, *axes), (lhs, rhs)
 
 
 def _backward(lhs_axes, rhs_axes, factors, gradient):
@@ -122,9 +157,14 @@ def _backward(lhs_axes, rhs_axes, factors, gradient):
   d_lhs = _product(gradient, rhs, of_rhs, rhs_free)
   partners = tuple(lhs_axes[rhs_axes.index(i)] for i in sorted(rhs_axes))
   d_lhs = d_lhs.astype(lhs.dtype).transpose(_inverse(lhs_free + partners))
-  d_rhs = _product(lhs, gradient, lhs_free, of_lhs)
+  # XLA turns the first factor of this product around, together with all that computes it: let it
+  # be the smaller one.
   partners = tuple(rhs_axes[lhs_axes.index(i)] for i in sorted(lhs_axes))
-  d_rhs = d_rhs.astype(rhs.dtype).transpose(_inverse(partners + rhs_free))
+  if lhs.size <= gradient.size:
+    d_rhs, order = _product(lhs, gradient, lhs_free, of_lhs), partners + rhs_free
+  else:
+    d_rhs, order = _product(gradient, lhs, of_lhs, lhs_free), rhs_free + partners
+  d_rhs = d_rhs.astype(rhs.dtype).transpose(_inverse(order))
   return d_lhs, d_rhs
 
 

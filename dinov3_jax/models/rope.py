@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -62,9 +63,7 @@ class Rope:
     The first half of the last axis holds the frequencies of the row, then those of the column; the
     second half repeats them. Without a `key` nothing is augmented.
     """
-    # Explicit rounding after every operation: compilers may keep bfloat16 chains in float32.
-    round_ = (lambda x: x) if self.dtype == "float32" else (
-        lambda x: jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7))
+    round_ = _rounding(self.dtype)
     sides = dict(separate=(height, width), max=(max(height, width),) * 2,
                  min=(min(height, width),) * 2)[self.normalize]
     rows = round_((jnp.arange(height) + 0.5) / sides[0])
@@ -91,11 +90,25 @@ def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
 
   Args:
     x: [B, T, heads, head_dim].
-    sin, cos: tables of the last N of the T tokens, [N, head_dim]; x takes their dtype meanwhile.
+    sin, cos: tables of the last N of the T tokens, [N, head_dim]. The rotation rounds to their
+      dtype.
   """
   # Tables of the full length, because cutting and joining x along the tokens would copy it.
   pad = ((x.shape[1] - sin.shape[0], 0), (0, 0))
   sin, cos = jnp.pad(sin, pad)[:, None], jnp.pad(cos, pad, constant_values=1)[:, None]
-  a, b = jnp.split(x.astype(sin.dtype), 2, axis=-1)
-  (sin, _), (cos, _) = (jnp.split(table, 2, axis=-1) for table in (sin, cos))
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+  round_, float32 = _rounding(sin.dtype), lambda x: x.astype(jnp.float32)
+  a, b = jnp.split(round_(float32(x)), 2, axis=-1)
+  (sin, _), (cos, _) = (jnp.split(float32(table), 2, axis=-1) for table in (sin, cos))
+  turned = [round_(a * cos) - round_(b * sin), round_(b * cos) + round_(a * sin)]
+  return jnp.concatenate([round_(half) for half in turned], axis=-1).astype(x.dtype)
+
+
+def _rounding(dtype: jnp.dtype) -> Callable[[jax.Array], jax.Array]:
+  """Rounds float32 to the numbers of `dtype`, float32 or bfloat16.
+
+  Compilers may keep chains of bfloat16 in float32. Where they do not, a CPU takes several times as
+  long for the conversions as for this.
+  """
+  if jnp.dtype(dtype) == jnp.float32:
+    return lambda x: x
+  return lambda x: jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

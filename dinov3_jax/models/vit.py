@@ -12,13 +12,13 @@ from jax.sharding import PartitionSpec
 
 from dinov3_jax.models import partition
 from dinov3_jax.models.layers import Block, ConvStem, PatchEmbed, init, make_norm
-from dinov3_jax.models.products import inference_dot
+from dinov3_jax.models.products import inference_dot, products_saveable
 from dinov3_jax.models.rope import Rope
 
 # What a block may keep for its backward pass; the rest is computed again.
 REMAT = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": products_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
   "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
       names_which_can_be_saved=[], names_which_can_be_offloaded=["block"], offload_src="device",
@@ -187,24 +187,31 @@ class VisionTransformer(nnx.Module):
     if remat not in REMAT:
       raise ValueError(f"train.remat must be one of {', '.join(REMAT)}, not {remat!r}")
     layout = layout and jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), layout)
-    still = [self.rope.tables(*grid) for grid in grids] if key is None else None
+    if key is None:
+      still, keys, drawn = [self.rope.tables(*grid) for grid in grids], None, None
+    else:
+      # Tables of all blocks are computed before the scan. In its body a compiler would fuse sine
+      # and cosine into the rotation and compute them for every image and head.
+      keys = jax.vmap(lambda key: jax.random.split(key, (len(crops), 2)))(
+          jax.random.split(key, self.depth))
+      drawn = [jax.vmap(lambda key, grid=grid: self.rope.tables(*grid, key=key))(keys[:, i, 0])
+               for i, grid in enumerate(grids)]
+      keys = keys[:, :, 1]
 
     def body(crops, layer):
-      params, key = layer
+      params, keys, drawn = layer
       crops = [checkpoint_name(x, "block") for x in crops]
       block = nnx.merge(graphdef, partition.whole(params, layout, crops[0].dtype))
-      if key is None:
+      if keys is None:
         crops = [block(x, rope) for x, rope in zip(crops, still)]
       else:
-        keys = jax.random.split(key, (len(crops), 2))
-        crops = [block(x, self.rope.tables(*grid, key=k[0]), drop_path=self.drop_path, key=k[1],
-                       shards=shards) for x, grid, k in zip(crops, grids, keys)]
+        crops = [block(x, rope, drop_path=self.drop_path, key=key, shards=shards)
+                 for x, rope, key in zip(crops, drawn, keys)]
       return crops, None
 
     if remat != "none":
       body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
-    keys = None if key is None else jax.random.split(key, self.depth)
-    return jax.lax.scan(body, crops, (params, keys))[0]
+    return jax.lax.scan(body, crops, (params, keys, drawn))[0]
 
   def _infer(self, images, masks=None, chosen=()) -> tuple[jax.Array, jax.Array]:
     """The tokens after the last block, or the last chosen one, and after each of the chosen."""

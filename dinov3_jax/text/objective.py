@@ -51,6 +51,38 @@ def make_encoders(graphs: dict[str, nnx.GraphDef], dtype: jnp.dtype, layout: dic
   return of_images, of_texts
 
 
+def make_halves(config, graphs: dict[str, nnx.GraphDef], layout: dict | None = None
+                ) -> tuple[Callable, Callable]:
+  """The objective before and after all pairs are compared; for `make_objective`'s arguments.
+
+  Returns:
+    `encode(params, batch, key)`: `images` and `texts` [B, E], of unit length and in the
+    computation's dtype, and with `gram.weight` above 0 the `gram_loss`. And
+    `compare(params, images, texts) -> (contrastive loss, metrics)`.
+  """
+  dtype = jnp.dtype(config.train.dtype)
+  of_images, of_texts = make_encoders(graphs, dtype, layout, config.train.remat)
+  whole = lambda params, name: partition.whole(params[name], layout and layout[name], jnp.float32)
+
+  def encode(params: Params, batch: dict, key: jax.Array) -> dict[str, jax.Array]:
+    features = batch["features"]
+    seen = of_images(params, features, key=key)
+    told = of_texts(params, batch["tokens"])
+    result = dict(images=unit(seen["image"]).astype(dtype), texts=unit(told).astype(dtype))
+    if config.gram.weight:
+      result["gram_loss"] = gram_loss(seen["patches"], features["patches"],
+                                      normalized=config.gram.normalized)
+    return result
+
+  def compare(params: Params, images: jax.Array, texts: jax.Array) -> tuple[jax.Array, dict]:
+    scale = jnp.exp(whole(params, "logit_scale"))[0]
+    axes = () if layout is None else partition.several()
+    loss = contrastive_loss(images, texts, scale, axes)
+    return loss, dict(contrastive_loss=loss, logit_scale=scale)
+
+  return encode, compare
+
+
 def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None = None) -> Callable:
   """`objective(params, batch, key) -> (total, metrics)`.
 
@@ -66,22 +98,13 @@ def make_objective(config, graphs: dict[str, nnx.GraphDef], layout: dict | None 
   `partition.DATA_AXES`, on one shard's part of the batch; the losses of all are the mean of the
   shards', and the gradients are already averaged.
   """
-  dtype = jnp.dtype(config.train.dtype)
-  of_images, of_texts = make_encoders(graphs, dtype, layout, config.train.remat)
-  whole = lambda params, name: partition.whole(params[name], layout and layout[name], jnp.float32)
+  encode, compare = make_halves(config, graphs, layout)
 
   def objective(params: Params, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-    features = batch["features"]
-    seen = of_images(params, features, key=key)
-    told = of_texts(params, batch["tokens"])
-    scale = jnp.exp(whole(params, "logit_scale"))[0]
-    axes = () if layout is None else partition.several()
-    metrics = dict(contrastive_loss=contrastive_loss(
-      unit(seen["image"]).astype(dtype), unit(told).astype(dtype), scale, axes), logit_scale=scale)
-    total = metrics["contrastive_loss"]
-    if config.gram.weight:
-      metrics["gram_loss"] = gram_loss(seen["patches"], features["patches"],
-                                       normalized=config.gram.normalized)
+    seen = encode(params, batch, key)
+    total, metrics = compare(params, seen["images"], seen["texts"])
+    if "gram_loss" in seen:
+      metrics["gram_loss"] = seen["gram_loss"]
       total += config.gram.weight * metrics["gram_loss"]
     return total, metrics
 

@@ -10,12 +10,13 @@ from ml_collections import ConfigDict
 from dinov3_jax.text.state import make_schedules
 from dinov3_jax.text.tokenizer import VOCABULARY
 
-POSITIVE = ("train.steps", "train.batch_size", "log_every", "checkpoint.every", "checkpoint.keep",
-            "vision_head.depth", "text.depth", "text.width", "text.num_heads", "images.size",
-            "evals.images", "data.max_pixels", "data.big_pixels")
+POSITIVE = ("train.steps", "train.batch_size", "train.micro_batches", "log_every",
+            "checkpoint.every", "checkpoint.keep", "vision_head.depth", "text.depth", "text.width",
+            "text.num_heads", "images.size", "evals.images", "data.max_pixels", "data.big_pixels")
 ABOVE_ZERO = ("vision_head.ffn_ratio", "text.ffn_ratio", "logit_scale.start")
 NOT_NEGATIVE = ("data.workers", "checkpoint.keep_every", "checkpoint.minutes", "evals.every",
-                "train.max_skipped_steps", "gram.weight", "vision_head.layerscale",
+                "features.views", "train.max_skipped_steps", "gram.weight",
+                "vision_head.layerscale",
                 *(f"schedules.{name}.{key}" for name in ("lr", "weight_decay")
                   for key in ("start", "peak", "end", "warmup_steps")))
 BELOW_ONE = ("vision_head.drop_path", "optim.b1", "optim.b2")  # 0 included

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from dinov3_jax.models.partition import DATA_AXES, local_spec, several
+from dinov3_jax.text.micro_batches import accumulated
 from dinov3_jax.text.networks import abstract_modules
-from dinov3_jax.text.objective import make_objective
+from dinov3_jax.text.objective import make_halves, make_objective
 from dinov3_jax.text.state import TextState, make_optimizer, make_schedules
 from dinov3_jax.train.objective import forward, normalise
 from dinov3_jax.train.optimizer import module_norms
@@ -52,13 +53,21 @@ def make_gradients(config, backbone: Mapping[str, Any], mesh: Mesh | None) -> Ca
   """`gradients(student, batch, key) -> ((loss, metrics), grads)`.
 
   On several devices every data shard computes for itself, on its part of the batch; what they
-  gather are the features that the contrastive loss compares.
+  gather are the features that the contrastive loss compares. With `train.micro_batches` above 1 it
+  goes through its part in that many parts, see `micro_batches`.
   """
   graphs, shapes = abstract_modules(config, backbone)
+
+  def make(layout):
+    if config.train.micro_batches > 1:
+      return accumulated(*make_halves(config, graphs, layout), config.gram.weight,
+                         config.train.micro_batches)
+    return jax.value_and_grad(make_objective(config, graphs, layout), has_aux=True)
+
   if mesh is None or mesh.size == 1:
-    return jax.value_and_grad(make_objective(config, graphs), has_aux=True)
+    return make(None)
   layout = param_specs(mesh, shapes)
-  of_part = jax.value_and_grad(make_objective(config, graphs, layout), has_aux=True)
+  of_part = make(layout)
   params = jax.tree.map(local_spec, layout)
 
   def of_shard(student, batch, key):

@@ -18,12 +18,13 @@ from dinov3_jax.data.pairs.captions import notes
 from dinov3_jax.data.pipeline import Pipeline
 from dinov3_jax.text import backbone as backbones
 from dinov3_jax.text.backbone import Backbone
+from dinov3_jax.text.cached import CachedPairs, open_cached, tokens_of
 from dinov3_jax.text.costs import step_flops
 from dinov3_jax.text.evaluation import TextEvaluation
 from dinov3_jax.text.settings import check_settings
 from dinov3_jax.text.state import TextState, init_state
 from dinov3_jax.text.step import make_train_step
-from dinov3_jax.text.stream import make_pair_pipeline
+from dinov3_jax.text.stream import Stored, View, Windows, make_pair_pipeline
 from dinov3_jax.text.tokenizer import Tokenizer
 from dinov3_jax.train import checkpoint, prepare, sharding
 from dinov3_jax.train.hooks import Hook
@@ -53,8 +54,8 @@ class TextRun(Run):
     return jax.jit(init, out_shardings=layout)()
 
   def with_targets(self, batch: Batch) -> Batch:
-    """A batch as the step takes it: with the parameters of the frozen backbone."""
-    return batch | dict(backbone=self.backbone.params)
+    """A batch as the step takes it; see `with_backbone_of`."""
+    return with_backbone_of(self.backbone, batch)
 
   def observers(self, last: dict[str, float]) -> dict[str, Callable[[], Hook]]:
     """What looks at the state beside the steps, by name."""
@@ -65,7 +66,7 @@ class TextRun(Run):
       self.config, self.mesh, self.backbone, self.held_out, self.tokenizer, done)}
 
   def flops(self, batch: Batch) -> StepFlops:
-    """The operations of a step, the frozen backbone's included."""
+    """The operations of a step; those of the frozen backbone only where the step does them."""
     return step_flops(self.config, self.backbone.settings, sharding.data_shards(self.mesh))
 
   def describe(self) -> str:
@@ -85,7 +86,7 @@ def prepare_text(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) 
   source = open_split(config, "train")
   for note in notes(source.captions, tokenizer.encode, config.text.context):
     log.warning("%s: %s", config.data.source, note)
-  pipeline = open_pipeline(config, source, tokenizer, mesh)
+  pipeline = open_pipeline(config, source, Windows.of(config.images), tokenizer, mesh)
   prepare.check_writable(workdir)
   if jax.process_index() == 0:
     with prepare.lock(workdir):  # to refuse it now; the run takes it again
@@ -103,11 +104,14 @@ def prepare_text(config: ConfigDict, workdir: epath.PathLike, profile: int = 0) 
   memory = mesh.local_devices[0].memory_stats() or {}
   sharding.check_memory((abstract_state, frozen.params), memory.get("bytes_limit"))
   folder, position, damaged = prepare.find(config, workdir, abstract_state)
+  if config.features.views:
+    cached = open_cached(source, frozen, config, mesh)
+    pipeline = open_pipeline(config, cached, Stored(cached.shape, cached.dtype), tokenizer, mesh)
   if folder is not None:
     pipeline.set_state(position)
   first = fetch(pipeline, mesh)
   step = jit_step(config, frozen.settings, mesh, abstract_state)
-  step.trace(abstract_state, first[0] | dict(backbone=frozen.params))
+  step.trace(abstract_state, with_backbone_of(frozen, first[0]))
   return TextRun(config, workdir, source, open_held_out(config, open_split), pipeline, mesh,
                  abstract_state, step, first, folder, damaged, profile, backbone=frozen,
                  tokenizer=tokenizer)
@@ -119,18 +123,28 @@ def open_split(config: ConfigDict, split: str) -> Pairs:
   return open_pairs(config.data.source, split, Decoder(**settings))
 
 
-def open_pipeline(config: ConfigDict, source: Pairs, tokenizer: Tokenizer, mesh: Mesh) -> Pipeline:
+def open_pipeline(config: ConfigDict, source: Pairs | CachedPairs, view: View,
+                  tokenizer: Tokenizer, mesh: Mesh) -> Pipeline:
   """The stream of batches that the config describes, of them this process's share.
 
   Raises:
     ValueError: sizes or counts that do not fit together.
   """
+  sharding.check_parts(config.train.batch_size, sharding.data_shards(mesh),
+                       config.train.micro_batches)
   return make_pair_pipeline(
-    source, tokenizer, config.train.batch_size, context=config.text.context,
-    size=config.images.size, scale=config.images.scale,
-    horizontal_flip=config.images.horizontal_flip, shards=sharding.data_shards(mesh),
-    local_shards=sharding.local_shards(mesh), seed=config.seed, workers=config.data.workers,
-    max_damaged=config.data.max_damaged)
+    source, view, tokenizer, config.train.batch_size, context=config.text.context,
+    shards=sharding.data_shards(mesh), local_shards=sharding.local_shards(mesh), seed=config.seed,
+    workers=config.data.workers, max_damaged=config.data.max_damaged)
+
+
+def with_backbone_of(backbone: Backbone, batch: Batch) -> Batch:
+  """A batch as the step takes it: with the parameters of the frozen backbone for its images, or
+  with its cached features as the backbone would return them."""
+  if "features" in batch:
+    return batch | dict(features=tokens_of(batch["features"],
+                                           backbone.settings.get("storage_tokens", 0)))
+  return batch | dict(backbone=backbone.params)
 
 
 def with_backbone(config: ConfigDict, frozen: Backbone) -> ConfigDict:

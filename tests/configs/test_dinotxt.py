@@ -50,6 +50,7 @@ def test_every_setting_is_read(text_config, tmp_path, monkeypatch, one_device):
   text_config.train.steps = 1
   text_config.evals.every = 1
   text_config.gram.weight = 0.5
+  text_config.features.update(views=1, folder=str(tmp_path / "features"))
   read = set()
   monkeypatch.setattr(training, "check_settings", lambda config: None)
   monkeypatch.setattr(training, "with_backbone", lambda config, frozen: config)

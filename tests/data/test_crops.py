@@ -85,6 +85,18 @@ def test_shapes_and_randomness(settings_):
     assert (one[name] != other[name]).any()
 
 
+@pytest.mark.parametrize("settings_", [dict(colors="device"), dict(gram_size=48)])
+def test_crops_go_where_they_are_wanted(settings_):
+  """Such as to the place of an image in a batch; what was there before does not matter."""
+  crop = MultiCrop(32, 16, **settings_)
+  new = crop(picture(), np.random.default_rng(0))
+  batch = {name: np.full((3, *array.shape), 9, array.dtype) for name, array in new.items()}
+  crop(picture(), np.random.default_rng(0), {name: array[1] for name, array in batch.items()})
+  for name, array in new.items():
+    np.testing.assert_array_equal(batch[name][1], array)
+    assert (batch[name][[0, 2]] == 9).all()
+
+
 def test_plain_gram_crops_share_the_window_and_the_flip(plain):
   image = picture(200, 200)
   crop = MultiCrop(32, 16, gram_size=64, gram_distortions=False)

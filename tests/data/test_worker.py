@@ -1,8 +1,11 @@
-"""A worker leaves Ctrl-C to its parent and ends with it."""
+"""A worker leaves Ctrl-C to its parent, ends with it, and keeps memory for the next image."""
 
+import platform
 import subprocess
 import sys
 import time
+
+import pytest
 
 PARENT = """
 import multiprocessing, os, signal, time
@@ -36,3 +39,31 @@ def test_it_survives_ctrl_c_but_not_its_parent(tmp_path):
       return
     time.sleep(0.05)
   raise AssertionError("it is still there")
+
+
+IMAGES = """
+import resource, sys
+from dinov3_jax.data.worker import keep_freed_memory
+if {keep}:
+  keep_freed_memory()
+
+def pages():
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+for _ in range(20):
+  images = [bytes(size) for size in 8 * [2_000_000]]
+  del images
+before = pages()
+for _ in range(20):
+  images = [bytes(size) for size in 8 * [2_000_000]]
+  del images
+print((pages() - before) // 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
+def test_pages_of_one_image_serve_the_next():
+  kept, returned = (int(subprocess.run([sys.executable, "-c", IMAGES.format(keep=keep)], check=True,
+                                       capture_output=True, text=True).stdout)
+                    for keep in (True, False))
+  assert kept < 20 < returned

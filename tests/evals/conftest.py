@@ -61,14 +61,16 @@ def mini_data(tmp_path_factory, shapes):
                 VOC=dict(train=6, val=3, boxes=3), SPair_71k={}, DAVIS=dict(videos=2, frames=5),
                 oxford=dict(queries=4, others=4), AmsterTime=dict(pairs=6),
                 YouTube_VOS=dict(videos=2), MOSE=dict(videos=2, frames=5),
-                NAVI=dict(objects=1, views=4))
+                NAVI=dict(objects=1, views=4), KITTI=dict(train=3, test=2),
+                ImageNet=dict(classes=11, some=5, corrupted=2), Met=dict(works=8, queries=12),
+                foreground=dict(count=3))
 
 
 @pytest.fixture(scope="session")
 def mini_clips(tmp_path_factory, shapes):
   """A folder with small data sets of videos."""
   pytest.importorskip("av", reason="videos need `pip install av`")
-  return _write(tmp_path_factory.mktemp("clips"), shapes,
+  return _write(tmp_path_factory.mktemp("clips"), shapes, clip=dict(frames=6),
                 **{name: dict(train=9, val=3, frames=6) for name in ("SSv2", "K400", "UCF101")})
 
 
@@ -84,5 +86,5 @@ def tiny_model():
 @pytest.fixture
 def session_of(mini_data, tiny_model, tmp_path):
   """`session_of(data, **settings)`: a session on one of the small data sets, or on a folder."""
-  return lambda data, **settings: Session(
-      tiny_model, Preprocess(), mini_data / data, tmp_path / "cache", **settings)
+  return lambda data, cache=tmp_path / "cache", **settings: Session(
+      tiny_model, Preprocess(), mini_data / data, cache, **settings)

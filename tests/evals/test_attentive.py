@@ -100,7 +100,7 @@ def test_bad_input():
   with pytest.raises(ValueError, match="3 heads do not fit a probe of width 64"):
     Shape(width=64, heads=3)
   run = lambda batches, steps: attentive.train(batches, steps, 2, (1e-3,), (0.1, 0.2), shape=SMALL)
-  with pytest.raises(ValueError, match="there are 1 batches of clips for 2 steps"):
+  with pytest.raises(ValueError, match="there are 1 batches for 2 steps"):
     run([clips(16, 0)], 2)
   x, times, labels = clips(16, 0)
   with pytest.raises(ValueError, match="all probes diverge"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinov3_jax.data.decode import decode
 from dinov3_jax.evals import class_folders as folders
 from dinov3_jax.evals.class_folders import images_of_source
 from dinov3_jax.evals.session import LayoutError
@@ -48,3 +49,12 @@ def test_other_folders_are_refused_or_left_out(mini_data):
     folders.images_of(mini_data / "folders/val", ["discs", "crosses"])
   images, labels = folders.images_of(mini_data / "folders/val", ["discs", "crosses"], others=True)
   assert len(images) == 8 and set(labels) == {0, 1}
+
+
+def test_the_images_of_gtsrb_are_ppm(tmp_path):
+  (tmp_path / "00000").mkdir()
+  Image.fromarray(np.full((5, 4, 3), [9, 8, 7], np.uint8)).save(tmp_path / "00000/00000_00000.ppm")
+  (tmp_path / "00000/GT-00000.csv").write_text("Filename;Width\n")
+  (path,), labels = folders.images_of(tmp_path, ["00000"])
+  assert path.endswith("00000_00000.ppm") and labels.tolist() == [0]
+  assert (decode(path, path) == [9, 8, 7]).all()

@@ -35,6 +35,18 @@ def rows(*values):
                   [(key, object) for key in values[0]])
 
 
+def inaturalist(year, place):
+  """Two categories in another order than their numbers, whose images lie at `place(split, id)`."""
+  files = {}
+  for split, ids, labels in (("train", [4, 5], [1, 0]), ("val", [6], [0])):
+    files[f"{split}{year}.json"] = json.dumps(dict(
+      images=[dict(id=i, file_name=place(split, i)) for i in ids],
+      annotations=[dict(image_id=i, category_id=label) for i, label in zip(ids, labels)],
+      categories=[dict(id=1, name="Fungi"), dict(id=0, name="Aves")]))
+    files |= {place(split, i): None for i in ids}
+  return files
+
+
 CASES = {
   "Food-101": (sets.TOP1, ["cake", "pie"], {
     "food-101/meta/train.txt": "pie/1\ncake/2\n", "food-101/meta/test.txt": "cake/3\n",
@@ -78,13 +90,10 @@ CASES = {
     "trainvalsplit_places205/train_places205.csv": "b/bar/1.jpg 1\na/abbey/2.jpg 0\n",
     "trainvalsplit_places205/val_places205.csv": "a/abbey/3.jpg 0\n",
     **{f"images256/{name}.jpg": None for name in ("b/bar/1", "a/abbey/2", "a/abbey/3")}}),
-  "iNaturalist 2018": (sets.TOP1, ["Aves", "Fungi"], {
-    **{f"{split}2018.json": json.dumps(dict(
-      images=[dict(id=i, file_name=f"train_val2018/{i}.jpg") for i in ids],
-      annotations=[dict(image_id=i, category_id=label) for i, label in zip(ids, labels)],
-      categories=[dict(id=1, name="Fungi"), dict(id=0, name="Aves")]))
-       for split, ids, labels in (("train", [4, 5], [1, 0]), ("val", [6], [0]))},
-    **{f"train_val2018/{i}.jpg": None for i in (4, 5, 6)}}),
+  "iNaturalist 2018": (sets.TOP1, ["Aves", "Fungi"], inaturalist(
+      "2018", lambda split, i: f"train_val2018/Aves/{i}.jpg")),
+  "iNaturalist 2021": (sets.TOP1, ["Aves", "Fungi"], inaturalist(
+      "", lambda split, i: f"{split}/00001_Animalia_Aves/{i}.jpg")),
 }
 
 

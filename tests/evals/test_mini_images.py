@@ -35,3 +35,22 @@ def test_keypoints_follow_their_drawing(tmp_path):
         image[y, x, 0] > image[y, x, 1] for x, y in pair[f"{key}_kps"]])
   views = np.array(list(colours.values()))
   assert len(views) == 3 and (views == views[0]).mean() > 0.8  # those on an edge may differ
+
+
+def test_a_third_of_the_visitors_show_no_work(mini_data):
+  root = mini_data / "Met"
+  works, asked = (json.loads((root / f"ground_truth/{name}.json").read_text())
+                  for name in ("MET_database", "testset"))
+  assert {entry["id"] for entry in works} == set(range(8))
+  assert len(asked) == 12 and sum("MET_id" not in entry for entry in asked) == 4
+  assert all((root / "images" / entry["path"]).exists() for entry in works + asked)
+
+
+def test_the_alpha_is_where_the_drawing_is(mini_data):
+  for label in sorted((mini_data / "foreground/labels").iterdir()):
+    with Image.open(label) as image:
+      assert image.mode == "RGBA"
+      shown = np.asarray(image)
+    photograph = np.asarray(Image.open(mini_data / "foreground/images" / f"{label.stem}.jpg"), int)
+    assert abs(shown[..., :3] - photograph).mean() < 8  # JPEG
+    assert 0.02 < (shown[..., 3] > 127).mean() < 0.6

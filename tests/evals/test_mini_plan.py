@@ -7,6 +7,8 @@ from dinov3_jax.evals.mini_plan import PLANS, Plan
 
 def test_plans_name_what_is_there():
   assert all(plan.task in TASKS and plan.data in mini.SETS for plan in PLANS)
+  assert {plan.task for plan in PLANS} == {name for name, task in TASKS.items() if not task.text}
+  assert {plan.data for plan in PLANS} | {"UCF101"} == set(mini.SETS)
   assert len({(plan.task, plan.data) for plan in PLANS}) == len(PLANS)
 
 

@@ -41,3 +41,9 @@ def test_videos_keep_their_times(tmp_path, shapes):
   frames = mini_videos.action(shapes[0], (1, 0, 0, 0), np.random.default_rng(0), 4)
   mini_videos.write_video(tmp_path / "a.webm", frames, times, "libvpx")
   np.testing.assert_allclose(clips.frame_times(tmp_path / "a.webm"), times, atol=2e-3)
+
+
+def test_a_clip_and_some_of_its_frames(mini_clips):
+  files = sorted(path.name for path in (mini_clips / "clip").iterdir())
+  assert files == ["clip.mp4", "frame_00.jpg", "frame_02.jpg", "frame_05.jpg"]
+  assert len(clips.frame_times(mini_clips / "clip/clip.mp4")) == 6

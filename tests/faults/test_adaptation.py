@@ -1,49 +1,17 @@
 """SIGKILL while somebody's weights are adapted: with the backbone frozen, rising, and free."""
 
 import json
-import os
-import pathlib
-import signal
-import subprocess
-import sys
 
 import jax
-import numpy as np
 import pytest
 
 from configs import base
 from dinov3_jax.train.state import init_state
 from dinov3_jax.train.writer import Writer
 from dinov3_jax.weights.exporting import export
+from tests.killed import check_kills, logged
 
-ROOT = pathlib.Path(__file__).parents[2]
 STEPS, FREEZE, RAMP = 9, 3, 3
-# A run that kills itself amid the hooks of a step (-1: never).
-SCRIPT = """
-import json, os, signal, sys
-from configs import adapt
-from dinov3_jax.train import loop, prepare
-config = adapt.get_config({weights!r})
-config.update_from_flattened_dict(json.loads({changes!r}))
-run, kill = prepare.prepare(config, {workdir!r}), {kill}
-make_watching = loop.make_watching
-
-def make_killing(run):
-  made, past = make_watching(run)
-  observe = made.observe
-
-  def observe_and_die(step, state):
-    found = observe(step, state)
-    if step == kill:
-      os.kill(os.getpid(), signal.SIGKILL)
-    return found
-
-  made.observe = observe_and_die
-  return made, past
-
-loop.make_watching = make_killing
-loop.run(run)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +29,11 @@ def weights(tiny_recipe, tmp_path_factory):
   return folder / "out"
 
 
-def train(weights, images, workdir, kill=-1):
-  """The exit code, and what the process said."""
-  changes = {f"{head}.{key}": value for head in ("dino", "ibot") for key, value in dict(
+def settings(images):
+  """Of a tiny run on these images, which is frozen, then rises, then learns freely."""
+  return {f"{head}.{key}": value for head in ("dino", "ibot") for key, value in dict(
     prototypes=32, hidden=16, bottleneck=8).items()} | {
-    "koleo.group": 2, "crops.global_sizes": [16], "crops.local_sizes": [8], "crops.locals": 2,
+    "koleo.group": 2, "crops.global_sizes": (16,), "crops.local_sizes": (8,), "crops.locals": 2,
     "data.source": images, "data.workers": 0, "train.steps": STEPS, "train.batch_size": 8,
     "train.dtype": "float32", "optim.freeze_backbone_steps": FREEZE,
     "optim.ramp_backbone_steps": RAMP, "schedules.momentum.warmup_steps": 6,
@@ -73,18 +41,10 @@ def train(weights, images, workdir, kill=-1):
     "checkpoint.every": 2, "checkpoint.keep": 1, "checkpoint.keep_every": 0, "evals.every": 3,
     "evals.knn_k": 3, "evals.image_size": 16, "evals.pictures": 0, "evals.picture_size": 16,
     "evals.general": images, "evals.best": "general/knn_top1"}
-  script = SCRIPT.format(weights=str(weights), changes=json.dumps(changes), workdir=str(workdir),
-                         kill=kill)
-  environment = dict(os.environ, JAX_PLATFORMS="cpu")
-  environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=1"  # the last one counts
-  done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment,
-                        capture_output=True, text=True, timeout=600)
-  return done.returncode, done.stderr
 
 
 def evaluated(workdir):
-  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return {line["step"]: (line["knn_top1"], line["general/knn_top1"]) for line in lines
+  return {line["step"]: (line["knn_top1"], line["general/knn_top1"]) for line in logged(workdir)
           if "general/knn_top1" in line}
 
 
@@ -92,19 +52,9 @@ def evaluated(workdir):
 def test_killed_in_every_phase_it_ends_the_same_to_the_last_bit(weights, tiny_recipe, stored,
                                                                 tmp_path):
   images = str(tiny_recipe.parent / "images")
-  calm, rough = tmp_path / "calm", tmp_path / "rough"
-  code, said = train(weights, images, calm)
-  assert code == 0, said
-  for kill in (2, 5, 8):  # frozen, rising, free
-    code, said = train(weights, images, rough, kill)
-    assert code == -signal.SIGKILL, said
-  code, said = train(weights, images, rough)
-  assert code == 0, said
-
-  expected, actual = stored(calm), stored(rough)
-  assert expected.keys() == actual.keys()
-  for name, value in expected.items():
-    np.testing.assert_array_equal(actual[name], value, err_msg=name)
+  recipe = f"from configs import adapt\nconfig = adapt.get_config({str(weights)!r})"
+  kills = [(step, "rough") for step in (2, 5, 8)]  # frozen, rising, free
+  calm, rough = check_kills(recipe, settings(images), tmp_path, kills, stored)
   assert evaluated(calm) == evaluated(rough) and list(evaluated(calm)) == [0, 3, 6, 9]
   best = [json.loads((run / "checkpoints" / "best").read_text()) for run in (calm, rough)]
   assert best[0] == best[1]

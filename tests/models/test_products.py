@@ -1,5 +1,6 @@
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +103,7 @@ def test_networks_beside_the_blocks_keep_their_dtype(module, shape):
   (((2, 5, 6), (6, 3)), (((2,), (0,)), ((), ()))),
   (((2, 5, 6), (6, 3, 4)), (((2,), (0,)), ((), ()))),
   (((6, 7), (3, 6)), (((0,), (1,)), ((), ()))),
+  (((2, 5, 9), (9, 3)), (((2,), (0,)), ((), ()))),
   (((2, 5, 6), (6, 3, 5)), (((2, 1), (0, 2)), ((), ())))])
 def test_gradients_are_those_of_float32(shapes, dimensions):
   lhs, rhs = (normal(i, *shape) for i, shape in enumerate(shapes))
@@ -110,7 +112,9 @@ def test_gradients_are_those_of_float32(shapes, dimensions):
   ours = jax.vjp(lambda *x: products.cpu_dot(*x, dimensions), lhs, rhs)
   theirs = jax.vjp(lambda *x: jax.lax.dot_general(*x, dimensions), *(
     x.astype(jnp.float32) for x in (lhs, rhs)))
-  np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
+  assert ours[0].dtype == jnp.float32
+  np.testing.assert_allclose(ours[0], theirs[0], rtol=2**-8, atol=1e-5)
+  np.testing.assert_array_equal(ours[0], ours[0].astype(jnp.bfloat16).astype(jnp.float32))
   for a, b in zip(ours[1](cotangent), theirs[1](cotangent)):
     assert a.dtype == jnp.bfloat16 and a.shape == b.shape
     np.testing.assert_allclose(np.float32(a), b, rtol=2**-7, atol=1e-2)
@@ -126,6 +130,44 @@ def test_every_product_of_a_block_and_its_gradient_is_of_bfloat16():
   assert len(lines) == 3 * 4  # qkv, proj, fc1, fc2: forward, and the gradients of both factors
   types = re.compile(r"\(tensor<[^>]*xbf16>, tensor<[^>]*xbf16>\) -> tensor<[^>]*xf32>")
   assert all(types.search(line) for line in lines)
+
+
+@pytest.mark.parametrize("dtype, dot", [
+  ("float32", jax.lax.dot_general), ("bfloat16", jax.lax.dot_general),
+  ("bfloat16", products.cpu_dot)])
+def test_rematerialisation_keeps_products_in_their_factors_dtype(dtype, dot):
+  graph, params = nnx.split(make_block())
+  graph = products._with_dot(graph, jax.tree.map(lambda x: x, params), dot)
+  params = jax.tree.map(lambda x: x.astype(dtype), params)
+  run = jax.checkpoint(lambda params, x: nnx.merge(graph, params)(x, Rope(8).tables(1, 4)),
+                       policy=products.products_saveable)
+  pull = jax.vjp(run, params, normal(0, 2, 5, 16, dtype=dtype))[1]
+  kept = [x for x in jax.tree.leaves(pull) if x.shape[:2] == (2, 5)]
+  # The block's input, queries, keys and values after the rotation in place of their product, and
+  # what the projection and both layers of the MLP give.
+  assert sorted(x.size // (2 * 5 * 16) for x in kept) == [1, 1, 1, 1, 1, 1, 2]
+  assert all(x.dtype.itemsize == jnp.dtype(dtype).itemsize for x in kept)
+
+
+def test_the_gradients_of_a_block_that_keeps_products_are_those_of_float32():
+  block, rope = make_block(), Rope(8).tables(1, 4)
+  graph, params = nnx.split(block)
+  x, cotangent = (normal(i, 2, 5, 16, dtype=jnp.float32) for i in range(2))
+
+  def gradients(dot, dtype):
+    changed = products._with_dot(graph, params, dot)
+    apply = jax.checkpoint(lambda params, x: nnx.merge(changed, params)(x, rope),
+                           policy=products.products_saveable)
+    half = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
+    pull = jax.vjp(apply, half(params), half(x))[1]
+    return pull(cotangent.astype(dtype))
+
+  exact = gradients(jax.lax.dot_general, "float32")
+  plain = jax.vjp(lambda params, x: nnx.merge(graph, params)(x, rope), params, x)[1](cotangent)
+  chex.assert_trees_all_close(exact, plain, rtol=1e-5, atol=1e-6)
+  for a, b in zip(jax.tree.leaves(gradients(products.cpu_dot, "bfloat16")), jax.tree.leaves(exact)):
+    # The gradient of the keys' bias is zero, but for rounding.
+    assert np.linalg.norm(np.float32(a) - b) < 0.03 * np.linalg.norm(b) + 1e-3
 
 
 def test_batch_dimensions_are_refused():

@@ -54,3 +54,31 @@ def test_the_backbone_must_be_named():
 def test_sizes_of_images_and_of_crops():
   assert sides(dinotxt_vitl16.get_config()) == [(224, 0, 0)]
   assert sides(base.get_config()) == [(224, 96, 0)]
+
+
+def test_a_step_on_cached_features_does_without_the_backbone():
+  config, mesh = small(data=2, fsdp=4)
+  (whole,) = text_parts(config, mesh)
+  config.features.views = 2
+  (cached,) = text_parts(config, mesh)
+  assert cached.flops.full < whole.flops.full
+  assert cached.least["all-gather"] < whole.least["all-gather"]
+  _, batch = cached.lower().args_info[0]
+  assert set(batch) == {"tokens", "features"} and batch["features"]["cls"].shape == (32, 384)
+
+
+def test_micro_batches_send_parameters_and_gradients_once_each():
+  whole, parts = small(data=2, fsdp=4), small(data=2, fsdp=4)
+  parts[0].train.micro_batches = 2
+  (whole,), (parts,) = text_parts(*whole), text_parts(*parts)
+  for kind in ("all-reduce", "reduce-scatter"):
+    assert parts.least[kind] == 2 * whole.least[kind]
+  student = parts.kept[0].student
+  cut = sum(x.size for x in jax.tree.leaves(student) if not x.sharding.is_fully_replicated)
+  # Each part needs them twice, for its features and for its gradients; the whole batch once.
+  assert parts.least["all-gather"] - whole.least["all-gather"] == pytest.approx(
+    3 * sent("all-gather", 4 * cut / 4, 4))
+  config, mesh = small(data=8)
+  config.train.micro_batches = 3
+  with pytest.raises(ValueError, match=r"train\.micro_batches=3 does not divide the 4 images"):
+    text_parts(config, mesh)

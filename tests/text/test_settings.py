@@ -7,6 +7,8 @@ from dinov3_jax.text.settings import check_settings
 @pytest.mark.parametrize("key, value, message", [
   ("train.steps", 0, r"train\.steps must be at least 1, not 0"),
   ("train.batch_size", 0, r"train\.batch_size must be at least 1"),
+  ("train.micro_batches", 0, r"train\.micro_batches must be at least 1"),
+  ("features.views", -1, r"features\.views must not be negative"),
   ("text.ffn_ratio", 0.0, r"text\.ffn_ratio must be above 0"),
   ("gram.weight", -1.0, r"gram\.weight must not be negative"),
   ("schedules.lr.peak", float("nan"), r"schedules\.lr\.peak must be finite, not nan"),

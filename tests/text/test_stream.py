@@ -5,10 +5,11 @@ from dinov3_jax.data.pairs.base import pair
 from dinov3_jax.data.pairs.folder import folder_pairs
 from dinov3_jax.data.pipeline import TooManyDamaged
 from dinov3_jax.data.sources import DamagedImage
-from dinov3_jax.text.stream import make_pair_pipeline
+from dinov3_jax.text.stream import Stored, Windows, make_pair_pipeline
 from dinov3_jax.text.tokenizer import END, START, Tokenizer
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+WINDOWS = Windows(8, (0.08, 1.0), False)
 
 
 class Images:
@@ -33,8 +34,9 @@ def tokenizer():
 
 def stream(tokenizer, images=None, **options):
   captions = [[word, f"the {word}"] for word in WORDS]
-  options = dict(context=6, size=8, horizontal_flip=False, max_damaged=1.0) | options
-  return make_pair_pipeline(pair(images or Images(), captions, "words"), tokenizer, 4, **options)
+  options = dict(context=6, max_damaged=1.0) | options
+  return make_pair_pipeline(pair(images or Images(), captions, "words"), WINDOWS, tokenizer, 4,
+                            **options)
 
 
 def said(tokenizer, tokens):
@@ -74,7 +76,7 @@ def test_shards_together_make_the_batch_of_one(tokenizer):
 
 def test_processes_make_the_same_batches(tokenizer, captioned):
   pairs = folder_pairs(captioned, "train")
-  threads, processes = (make_pair_pipeline(pairs, tokenizer, 4, context=6, size=8, workers=n)
+  threads, processes = (make_pair_pipeline(pairs, WINDOWS, tokenizer, 4, context=6, workers=n)
                         for n in (0, 1))
   a, b = next(threads), next(processes)
   processes.close()
@@ -94,9 +96,39 @@ def test_the_caption_of_a_damaged_image_goes_with_it(tokenizer, caplog):
 
 
 @pytest.mark.parametrize("options, message", [
-  (dict(shards=3), "cannot be spread over 3 data shards"), (dict(scale=(0.0, 1.0)), "images.scale"),
+  (dict(shards=3), "cannot be spread over 3 data shards"),
   (dict(workers=-1), "data.workers"), (dict(seed=-1), "seed -1"),
   (dict(max_damaged=2.0), "max_damaged 2.0")])
 def test_numbers_that_do_not_fit(tokenizer, options, message):
   with pytest.raises(ValueError, match=message):
     stream(tokenizer, **options)
+
+
+def test_windows_need_a_range_of_shares():
+  with pytest.raises(ValueError, match=r"images\.scale"):
+    Windows(8, (0.0, 1.0), False)
+
+
+def test_of_stored_views_one_is_drawn(tokenizer):
+  class Features:
+    """Eight images of three views: all elements of a view are its number, 0 to 23."""
+
+    labels = classes = None
+
+    def __len__(self):
+      return 8
+
+    def __getitem__(self, index):
+      views = np.full((3, 5, 2), np.arange(3 * index, 3 * index + 3)[:, None, None], np.float32)
+      return {"features": views, "captions": [WORDS[index]]}
+
+  batches = make_pair_pipeline(Features(), Stored((5, 2), np.dtype(np.float32)), tokenizer, 4,
+                               context=6)
+  seen = set()
+  for _ in range(24):
+    batch = next(batches)
+    assert batch["features"].shape == (4, 5, 2) and set(batch) == {"features", "tokens"}
+    for features, text in zip(batch["features"], said(tokenizer, batch["tokens"])):
+      assert text == WORDS[int(features[0, 0]) // 3]
+      seen.add(int(features[0, 0]))
+  assert seen == set(range(24))

@@ -90,3 +90,28 @@ def test_other_networks_cannot_go_on(text_config, text_run):
   text_config.text.num_heads = 4
   with pytest.raises(ValueError, match=r"was trained with text\.num_heads = 2, this config has 4"):
     prepare_text(text_config, text_run)
+
+
+def test_a_run_on_cached_features_goes_on_where_it_was(text_config, tmp_path, caplog):
+  caplog.set_level(logging.INFO)
+  text_config.features.update(views=2, folder=str(tmp_path / "features"))
+  text_config.evals.every, text_config.train.steps = 0, 2
+  run = prepare_text(text_config, tmp_path / "run")
+  batch, _ = run.first
+  assert set(batch) == {"features", "tokens"}
+  taken = run.with_targets(batch)
+  assert set(taken) == {"features", "tokens"}
+  assert taken["features"]["patches"].shape == (16, 4, 24)
+  fresh = text_config.copy_and_resolve_references()
+  fresh.features.views = 0
+  assert run.flops(batch).full < prepare_text(fresh, tmp_path / "fresh").flops(batch).full
+  _, third = next(run.pipeline), next(run.pipeline)
+  run.pipeline.close()
+  loop.train(text_config, tmp_path / "run", prepare=prepare_text)
+  text_config.train.steps = 4
+  again = prepare_text(text_config, tmp_path / "run")
+  again.pipeline.close()
+  assert again.start == 2
+  for name, x in third.items():
+    np.testing.assert_array_equal(again.first[0][name], x)
+  assert caplog.text.count("computing the backbone's features") == 1

@@ -1,4 +1,4 @@
-"""Where images with captions come from: a folder, COCO, Flickr30k, or OpenMoji's names."""
+"""Where images with captions come from: folders, tars, parquet, COCO, Flickr30k, OpenMoji."""
 
 import os
 
@@ -6,8 +6,14 @@ from dinov3_jax.data.decode import Decoder, decode
 from dinov3_jax.data.pairs.base import Pairs, pair
 from dinov3_jax.data.pairs.coco import coco_pairs
 from dinov3_jax.data.pairs.folder import folder_pairs
+from dinov3_jax.data.pairs.parquet import parquet_pairs
+from dinov3_jax.data.pairs.tar import tar_pairs
+from dinov3_jax.data.sources.opening import is_spec, kind_of
 from dinov3_jax.data.sources.openmoji import OpenMoji
 from dinov3_jax.data.sources.splits import SPLITS
+from dinov3_jax.data.walk import printable
+
+OF_SHARDS = {"tar": tar_pairs, "parquet": parquet_pairs}
 
 __all__ = ["Pairs", "open_pairs"]
 
@@ -17,8 +23,8 @@ def open_pairs(spec: str | os.PathLike, split: str, decoder: Decoder = decode) -
 
   Args:
     spec: `openmoji` or `openmoji:base` (two captions: a drawing's name, and that with its
-      category), `coco:FOLDER` (see
-      `coco_pairs`), or the path of a folder (see `folder_pairs`).
+      category), `coco:FOLDER` (see `coco_pairs`), tars or parquet files as `open_source` takes them
+      (see `tar_pairs` and `parquet_pairs`), or the path of a folder (see `folder_pairs`).
     split: train, val, test, or all.
     decoder: that reads the images.
 
@@ -35,6 +41,12 @@ def open_pairs(spec: str | os.PathLike, split: str, decoder: Decoder = decode) -
                          for name, label in zip(images.names, images.labels)], f"{spec} ({split})")
   if spec.startswith("coco:"):
     return coco_pairs(spec.removeprefix("coco:"), split, decoder)
+  kind, _ = kind_of(spec)
+  if kind in OF_SHARDS:
+    return OF_SHARDS[kind](spec, split, decoder)
+  if kind is not None or is_spec(spec):
+    raise ValueError(f"there are no captions in {printable(spec)} that can be read: wanted is a "
+                     "folder, tars, parquet files, coco:FOLDER or openmoji")
   return folder_pairs(spec, split, decoder)
 
 

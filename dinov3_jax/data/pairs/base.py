@@ -46,6 +46,12 @@ class Pairs:
     """The names of the labels."""
     return self.images.classes
 
+  @property
+  def blocks(self) -> np.ndarray | None:
+    """Where images that are read together begin, if they are, ending with the number of pairs."""
+    blocks = getattr(self.images, "blocks", None)
+    return None if blocks is None else np.unique(np.searchsorted(self.chosen, blocks))
+
 
 def pair(images: Source, captions: Sequence[Sequence[Any]], what: str,
          faults: Mapping[str, int] = {}) -> Pairs:

@@ -9,6 +9,7 @@ import regex
 
 NO_TEXT, EMPTY = "captions that are no text", "empty captions"
 NO_CAPTION, NO_IMAGE = "images without a caption", "captions without an image"
+KEYS = ("caption", "captions", "text", "texts", "sentences")  # under which captions are found
 LOOKED_AT = 10_000  # captions whose ids are counted
 _FOREIGN = regex.compile(r"(?!\p{Latin})\p{L}")
 
@@ -45,6 +46,27 @@ class Captions:
 
   def _text(self, i: int) -> str:
     return self._bytes[self._ends[i]:self._ends[i + 1]].decode("utf-8", "surrogatepass")
+
+
+def lines_of(data: bytes) -> list[Any]:
+  """The captions in the content of a text file, one a line; bytes that are no UTF-8 are no text."""
+  try:
+    lines = data.decode("utf-8-sig").splitlines()
+  except UnicodeDecodeError:
+    return [data]
+  return lines or [""]
+
+
+def of_object(content: Any) -> list[Any]:
+  """The captions in what JSON or a table holds: a list, or what stands under the first of `KEYS`.
+
+  Raises:
+    KeyError: it has none of these keys.
+    TypeError: it is neither a list nor has it keys.
+  """
+  if not isinstance(content, list):
+    content = content[next((key for key in KEYS if key in content), KEYS[0])]
+  return content if isinstance(content, list) else [content]
 
 
 def usable(captions: Iterable[Any], faults: collections.Counter) -> list[str]:

@@ -8,20 +8,20 @@ from typing import Any
 
 from dinov3_jax.data.decode import Decoder, decode
 from dinov3_jax.data.pairs.base import Pairs, pair
-from dinov3_jax.data.pairs.captions import NO_IMAGE
+from dinov3_jax.data.pairs.captions import NO_IMAGE, lines_of, of_object
 from dinov3_jax.data.sources.folder import FolderSource
 from dinov3_jax.data.walk import printable
 
 TABLES = ("captions.jsonl", "metadata.jsonl")
-FILE_KEYS, CAPTION_KEYS = ("file_name", "image"), ("caption", "captions", "text")
+FILE_KEYS = ("file_name", "image")
 
 
 def folder_pairs(root: str | os.PathLike, split: str, decoder: Decoder = decode) -> Pairs:
   """The images below a folder, as `FolderSource` finds and splits them, with their captions.
 
   Where the folder has a `captions.jsonl` or a `metadata.jsonl`, a line of that is an object with
-  the path of an image, relative to the folder, as `file_name` or `image`, and `caption`,
-  `captions` or `text`, a string or a list of them; several lines for an image add up. Elsewhere
+  the path of an image, relative to the folder, as `file_name` or `image`, and under
+  one of `captions.KEYS` a string or a list of them; several lines for an image add up. Elsewhere
   every line of `cat.txt` is a caption of `cat.jpg` in the same folder.
 
   Raises:
@@ -42,17 +42,11 @@ def folder_pairs(root: str | os.PathLike, split: str, decoder: Decoder = decode)
 
 
 def _beside(image: pathlib.Path) -> list[Any]:
-  """The lines of the text beside an image; bytes that are no UTF-8 are no text."""
-  path = image.with_suffix(".txt")
+  """The lines of the text beside an image."""
   try:
-    data = path.read_bytes()
+    return lines_of(image.with_suffix(".txt").read_bytes())
   except FileNotFoundError:
     return []
-  try:
-    lines = data.decode("utf-8-sig").splitlines()
-  except UnicodeDecodeError:
-    return [data]
-  return lines or [""]
 
 
 def _read_table(path: pathlib.Path) -> dict[str, list[Any]]:
@@ -65,11 +59,10 @@ def _read_table(path: pathlib.Path) -> dict[str, list[Any]]:
       try:
         row = json.loads(line)
         name = next(row[key] for key in FILE_KEYS if key in row)
-        told = next(row[key] for key in CAPTION_KEYS if key in row)
-      except (ValueError, TypeError, StopIteration):
+        told = of_object(row)
+      except (ValueError, TypeError, StopIteration, KeyError):
         raise ValueError(
           f"{printable(path)}, line {number}, is no caption: wanted is an object such as "
           '{"file_name": "cat.jpg", "caption": "a cat"}') from None
-      captions.setdefault(os.path.normpath(str(name)), []).extend(
-        told if isinstance(told, list) else [told])
+      captions.setdefault(os.path.normpath(str(name)), []).extend(told)
   return captions

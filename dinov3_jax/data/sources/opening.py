@@ -63,15 +63,20 @@ def open_source(spec: str | os.PathLike, split: str, decoder: Decoder = decode,
   if os.path.basename(spec) == MIX:
     from dinov3_jax.data.sources.mixture import open_mixture
     return open_mixture(spec, split, decoder, cache_gb)
-  kind, _, path = spec.partition(":")
-  if kind not in SHARDS:
-    kind, path = _kind(spec), spec
+  kind, path = kind_of(spec)
   if kind is not None:
     return _opener(kind)(spec, _files(kind, path), split, decoder, cache_gb)
   if places.is_remote(spec):
     from dinov3_jax.data.sources.whole_files import open_bucket_folder
     return open_bucket_folder(spec, spec, split, decoder, cache_gb)
   return FolderSource(spec, split, decoder)
+
+
+def kind_of(spec: str) -> tuple[str | None, str]:
+  """Of which kind of `SHARDS` the files of a spec are, None where it means something else, and the
+  spec without the kind before it."""
+  kind, _, path = spec.partition(":")
+  return (kind, path) if kind in SHARDS else (_kind(spec), spec)
 
 
 def is_spec(text: str) -> bool:

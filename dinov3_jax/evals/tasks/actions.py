@@ -1,5 +1,6 @@
 """Classification of videos with an attentive probe: UCF101, SSv2, Kinetics."""
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from dinov3_jax.evals import attentive, clips
 from dinov3_jax.evals.clip_lists import Split, find
 from dinov3_jax.evals.framing import normalize
 from dinov3_jax.evals.pca import grid
+from dinov3_jax.evals.probe_training import drawn
 from dinov3_jax.evals.session import Result, Session
 
 FRAMES, SIZE = 16, 256  # paper D.6: of a clip; pixels at a patch of 16
@@ -37,9 +39,11 @@ def run(session: Session) -> Result:
   choosing, fitting = train.of(order[:held]), train.of(order[held:])
   batch = min(own.batch, len(fitting))
   steps = session.steps or EPOCHS * (len(fitting) // batch)
-  seen = batches(session, fitting, size, own.frames, batch)
+  kept = session.kept("actions", (size, steps, batch, own.frames, shape, fitting.labels.tolist()),
+                      fitting.paths)
+  seen = batches(session, fitting, size, own.frames, batch, start=kept.step)
   probes = attentive.train(_features(session, seen), steps, len(classes), shape=shape,
-                           mesh=session.mesh)
+                           mesh=session.mesh, kept=kept)
   scores = [(probes.probabilities(*_tokens(session, views[:1])).argmax(-1)[:, 0] == label)
             for views, label in _seen(session, choosing, size, own.frames, (1, 1))]
   accuracy = _mean(scores, "training videos that choose the probe")
@@ -107,9 +111,10 @@ def training_view(path, size: int, frames: int, rng: np.random.Generator) -> Vie
   return np.stack(clips.random_square(found, size, rng)), clips.shares(times)[chosen]
 
 
-def batches(session: Session, split: Split, size: int, count: int, batch: int, seed: int = 0
-            ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """Endless batches of training views: frames uint8 [B, T, S, S, 3], times [B, T], labels [B].
+def batches(session: Session, split: Split, size: int, count: int, batch: int, seed: int = 0,
+            start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """Endless batches of training views: frames uint8 [B, T, S, S, 3], times [B, T], labels [B], from
+  the step `start` on.
 
   T is `count`, S is `size`, B is `batch`. Every video comes once an epoch, in a new order each. One
   that cannot be read is left out, and another one of the batch stands in for it.
@@ -117,8 +122,6 @@ def batches(session: Session, split: Split, size: int, count: int, batch: int, s
   Raises:
     DamagedImage: none of a batch can be read.
   """
-  rng = np.random.default_rng(seed)
-
   def read(index, seed):
     if str(split.paths[index]) in session.left_out:
       return None
@@ -129,18 +132,16 @@ def batches(session: Session, split: Split, size: int, count: int, batch: int, s
       return error
 
   with ThreadPoolExecutor() as threads:
-    while True:
-      order = rng.permutation(len(split))
-      for start in range(0, len(split) - batch + 1, batch):
-        session.check_stop()
-        chosen = order[start:start + batch]
-        found = list(threads.map(read, chosen, rng.integers(0, 2**32, batch)))
-        good = [item for item in found if isinstance(item, tuple)]
-        if not good:
-          raise next((item for item in found if item is not None), None) or DamagedImage(
-              str(split.paths[chosen[0]]), "nor can the other videos of its batch")
-        frames, times, own = zip(*[good[i % len(good)] for i in range(batch)])
-        yield np.stack(frames), np.stack(times), split.labels[list(own)].astype(np.int32)
+    for step in itertools.count(start):
+      session.check_stop()
+      chosen, rng = drawn(len(split), batch, step, seed)
+      found = list(threads.map(read, chosen, rng.integers(0, 2**32, batch)))
+      good = [item for item in found if isinstance(item, tuple)]
+      if not good:
+        raise next((item for item in found if item is not None), None) or DamagedImage(
+            str(split.paths[chosen[0]]), "nor can the other videos of its batch")
+      frames, times, own = zip(*[good[i % len(good)] for i in range(batch)])
+      yield np.stack(frames), np.stack(times), split.labels[list(own)].astype(np.int32)
 
 
 def strip(frames: np.ndarray, found: str, truth: str) -> np.ndarray:

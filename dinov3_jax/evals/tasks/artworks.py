@@ -64,5 +64,7 @@ def run(session: Session) -> Result:
 
 def rank(features: np.ndarray) -> int:
   """How many dimensions these features can be whitened to."""
-  centred = features.astype(np.float64) - features.mean(0)
-  return int(min(np.linalg.matrix_rank(centred), len(features) - 1))
+  centred = features.astype(np.float64)
+  centred -= centred.mean(0)  # of float32 it would leave a direction that is no one's
+  variance = np.linalg.eigvalsh(centred.T @ centred)
+  return int(min((variance > 1e-10 * variance[-1]).sum(), len(features) - 1))

@@ -43,6 +43,7 @@ class Data:
 
   Attributes:
     train, labels, test, truth: labels are int [n], or bool [n, C] for several an image.
+    images: of the training set.
     classes: their names.
     name: of a set that is known; of folders it is empty.
     metric: by which the set is usually reported.
@@ -54,6 +55,7 @@ class Data:
   labels: np.ndarray
   test: np.ndarray
   truth: np.ndarray
+  images: list
   classes: list[str]
   name: str = ""
   metric: str = labelled_sets.TOP1
@@ -89,18 +91,19 @@ def _data(session: Session, size: int, shorter: int | None, several: bool = Fals
     splits = [images_of(own, classes) for own in (folder, _split(session, ("test", "val")))]
   look = framing(session.prepare, session.side(size),
                  shorter=shorter and session.side(size) * shorter // size)
-  result = []
+  result, seen = [], []
   for images, labels in splits:
     chosen = np.array(session.some(range(len(images))))
     features, kept = session.features([images[i] for i in chosen], look)
     result += [features, labels[chosen][kept]]
+    seen.append([images[i] for i in chosen[kept]])
   differs = [f"images of {session.side(size)} pixels, not {size}"] * (
     session.side(size) != size) + [f"{session.limit} images of each split"] * (
     session.limit is not None)
   if not known:
-    return Data(*result, classes, differs=differs)
+    return Data(*result, seen[0], classes, differs=differs)
   counted = None if own.counted is None else own.counted[chosen][kept]
-  return Data(*result, classes, own.name, own.metric, counted, [*own.differs, *differs])
+  return Data(*result, seen[0], classes, own.name, own.metric, counted, [*own.differs, *differs])
 
 
 def _confusion(scores, labels, count: int) -> np.ndarray:
@@ -125,8 +128,10 @@ def knn(session: Session) -> Result:
 def linear(session: Session) -> Result:
   """SGD over the paper's grid of rates and decays; the best head by the test accuracy."""
   data = _data(session, SIZE, None)
+  kept = session.kept("linear", (session.side(SIZE), session.steps, data.labels.tolist()),
+                      data.images)
   heads = probe.train(data.train, data.labels, num_classes=len(data.classes), steps=session.steps,
-                      mesh=session.mesh)
+                      mesh=session.mesh, kept=kept)
   accuracy = probe.accuracies(heads, data.test, data.truth)
   best = int(np.argmax(accuracy))
   logits = heads.logits(data.test, best)

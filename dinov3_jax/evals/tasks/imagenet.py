@@ -35,11 +35,12 @@ def run(session: Session) -> Result:
     images, labels = images_of(folder, own, others)
     chosen = session.some(range(len(images)))
     x, kept = session.features([images[i] for i in chosen], look)
-    return x, labels[chosen][kept], [pathlib.Path(images[chosen[i]]).name for i in kept]
+    return x, labels[chosen][kept], [pathlib.Path(images[chosen[i]]) for i in kept]
 
-  x, labels, _ = features(train, classes)
-  heads = probe.train(x, labels, num_classes=len(classes), steps=session.steps)
-  x, truth, names = features(val, classes)
+  x, labels, paths = features(train, classes)
+  kept = session.kept("linear", (look, session.steps, labels.tolist()), paths)
+  heads = probe.train(x, labels, num_classes=len(classes), steps=session.steps, kept=kept)
+  x, truth, paths = features(val, classes)
   accuracy = probe.accuracies(heads, x, truth)
   best = int(np.argmax(accuracy))
   logits = heads.logits(x, best)
@@ -47,7 +48,7 @@ def run(session: Session) -> Result:
     "features of the middle of each training image, not of random crops"]
   if (session.data / "real.json").exists():
     figures["ReaL"] = 100 * classification.accuracy_any(
-        logits, real_labels(session.data / "real.json", names))[0]
+        logits, real_labels(session.data / "real.json", [path.name for path in paths]))[0]
 
   def score(folder: pathlib.Path, own: list[str]) -> float:
     """The accuracy among the classes that the set has, in the head's order."""

@@ -1,5 +1,6 @@
 """Linear segmentation on VOC 2012, ADE20K and Cityscapes."""
 
+import itertools
 import pathlib
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from dinov3_jax.evals import dense_probe, one_cycle, segmentation, sliding
 from dinov3_jax.evals.drawing import overlay
 from dinov3_jax.evals.framing import normalize, read_labels
 from dinov3_jax.evals.pca import grid
+from dinov3_jax.evals.probe_training import drawn
 from dinov3_jax.evals.session import LayoutError, Result, Session
 
 SIZE, STRIDE = 512, 341  # of the windows; the short side is resized to the first
@@ -76,9 +78,12 @@ def run(session: Session) -> Result:
   size, steps = session.side(SIZE), session.steps or STEPS
   train, val = (session.some(splits[split]) for split in ("train", "val"))
   classes = CLASSES[name]
-  schedule = one_cycle.segmentation(1.0, steps, WARMUP * steps // STEPS)
-  probe = dense_probe.train(batches(session, name, train, size), schedule, classes,
-                            mesh=session.mesh)
+  options, changed = session.options(rate_factor=1.0)
+  schedule = one_cycle.segmentation(options.rate_factor, steps, WARMUP * steps // STEPS)
+  kept = session.kept("segmentation", (size, steps, options),
+                      (path for pair in train for path in pair))
+  probe = dense_probe.train(batches(session, name, train, size, start=kept.step), schedule, classes,
+                            mesh=session.mesh, kept=kept)
   total = np.zeros((len(probe.rates), 4, classes), np.int64)
   cells = []
   for image_path, label_path in val:
@@ -96,30 +101,30 @@ def run(session: Session) -> Result:
     {f"{name} mIoU": 100 * figures[best]["mIoU"], f"{name} aAcc": 100 * figures[best]["aAcc"]},
     dict(size=size, stride=size * STRIDE // SIZE, steps=steps, batch=BATCH, classes=classes,
          train=len(train), val=len(val),
-         best=dict(rate=float(probe.rates[best]), decay=float(probe.decays[best]))),
+         best=dict(rate=options.rate_factor * float(probe.rates[best]),
+                   decay=float(probe.decays[best]))),
     ["no photometric distortion, and crops may show one class alone"]
-    + [f"{steps} steps, not {STEPS}"] * (steps != STEPS)
+    + changed + [f"{steps} steps, not {STEPS}"] * (steps != STEPS)
     + [f"windows of {size} pixels, not {SIZE}"] * (size != SIZE)
     + [f"{session.limit} images of each split"] * (session.limit is not None), PAPER,
     {f"{name}.png": picture})
 
 
-def batches(session: Session, name: str, pairs: Pairs, size: int, seed: int = 0
+def batches(session: Session, name: str, pairs: Pairs, size: int, seed: int = 0, start: int = 0
             ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Endless batches of patches [B, h, w, D] and labels [B, size, size] of random crops.
+  """Endless batches of patches [B, h, w, D] and labels [B, size, size] of random crops, from the
+  step `start` on.
 
   The short side is resized to `size` times a factor from 0.5 to 2, evenly; a crop that is larger
   than the image is filled up with 0 and 255; every second one is flipped.
   """
-  rng = np.random.default_rng(seed)
-  count = min(BATCH, len(pairs))
-  while True:
-    for chosen in np.array_split(rng.permutation(len(pairs)), len(pairs) // count):
-      session.check_stop()
-      images, labels = zip(*[crop(decode(image, image), labels_of(name, label), size, rng)
-                             for image, label in (pairs[i] for i in chosen[:count])])
-      x = normalize(np.stack(images), session.prepare.mean, session.prepare.std)
-      yield np.asarray(session.run(x)), np.stack(labels)
+  for step in itertools.count(start):
+    session.check_stop()
+    chosen, rng = drawn(len(pairs), min(BATCH, len(pairs)), step, seed)
+    images, labels = zip(*[crop(decode(image, image), labels_of(name, label), size, rng)
+                           for image, label in (pairs[i] for i in chosen)])
+    x = normalize(np.stack(images), session.prepare.mean, session.prepare.std)
+    yield np.asarray(session.run(x)), np.stack(labels)
 
 
 def crop(image: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator

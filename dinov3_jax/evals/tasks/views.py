@@ -16,6 +16,7 @@ from dinov3_jax.evals.session import LayoutError, Result, Session, mark
 SIZE, POINTS = 512, 128  # sides of a view, pixels, and of its grid of points
 ANGLES = (0, 120)  # degrees between two views of a pair, the first excluded
 SHOWN = 6  # pairs in the picture
+NORMS = {"with the norm": True, "without the norm": False}  # the final one, before matching
 EVERY = 4  # of the images with a partner, which ones are the first of a pair
 LAYOUT = "navi_v1/OBJECT/wild_set with images/, depth/ and annotations.json"
 PAPER = {name: {"recall, cosine": value} for name, value in dict(  # table 4
@@ -46,13 +47,14 @@ class View:
 def run(session: Session) -> Result:
   """Pairs of `wild_set`, drawn by a seed; recall within 1, 2 and 5 cm and its mean.
 
-  Matches are chosen by cosine, as the paper says, and by Lowe's ratio, as Probe3D's code does.
+  Matches are chosen by cosine, as the paper says, and by Lowe's ratio, as Probe3D's code does. The
+  features are those of the last layer with and without its norm; the better ones count.
   """
   size = session.side(SIZE)
   listed = pairs(session)
   chosen = session.some(listed)
-  ledger = session.ledger("navi", size)
-  found, cells = {by: [] for by in ("cosine", "ratio")}, []
+  ledger = session.ledger("navi", (size, *NORMS))
+  found, cells = {}, []
   for first, second in session.each(chosen, "pairs"):
     def compute(first=first, second=second):
       errors, picture = compare(session, first, second, size)
@@ -64,18 +66,21 @@ def run(session: Session) -> Result:
     key = repr((str(first.folder), first.name, second.name, marks))
     # The first ones are compared again by every run, for their pictures.
     errors = ledger.get(key, compute) if len(cells) == SHOWN else compute()
-    for by, own in errors.items():
-      found[by].append([matching.recall(own, limit) for limit in navi.THRESHOLDS])
-  figures = {}
-  for by, recalls in found.items():
-    recalls = 100 * np.mean(recalls, 0)
-    figures |= {f"recall, {by}": float(recalls.mean())} | {
+    for kind, own in errors.items():
+      found.setdefault(kind, []).append(
+        [matching.recall(own, limit) for limit in navi.THRESHOLDS])
+  recalls = {kind: 100 * np.mean(own, 0) for kind, own in found.items()}
+  figures, better = {}, {}
+  for by in ("cosine", "ratio"):
+    better[by] = max(NORMS, key=lambda norm: recalls[f"{by}, {norm}"].mean())
+    best = recalls[f"{by}, {better[by]}"]
+    figures |= {f"recall, {by}": float(best.mean())} | {
       f"recall at {round(100 * limit)} cm, {by}": float(own)
-      for limit, own in zip(navi.THRESHOLDS, recalls)}
+      for limit, own in zip(navi.THRESHOLDS, best)} | {
+      f"recall, {by}, {norm}": float(recalls[f"{by}, {norm}"].mean()) for norm in NORMS}
   return Result(figures, dict(
-      size=size, pairs=len(chosen), matches=navi.MATCHES, angles=list(ANGLES)),
-    ["pairs are drawn by a seed of their own: those of Probe3D follow the order of files on a disk",
-     "the last layer with its norm; the paper takes the better one of with and without"]
+      size=size, pairs=len(chosen), matches=navi.MATCHES, angles=list(ANGLES), better=better),
+    ["pairs are drawn by a seed of their own: those of Probe3D follow the order of files on a disk"]
     + [f"images of {size} pixels, not {SIZE}"] * (size != SIZE)
     + [f"{len(chosen)} of {len(listed)} pairs"] * (len(chosen) < len(listed)), PAPER,
     {"matches.png": grid(cells, columns=1)})
@@ -157,22 +162,26 @@ def sample(x: np.ndarray, size: int) -> np.ndarray:
 
 def compare(session: Session, first: View, second: View, size: int
             ) -> tuple[dict[str, list[float]], np.ndarray]:
-  """The errors of the matches of two views in metres, by how they are chosen, and a picture."""
+  """The errors of the matches of two views in metres, by how they are chosen and by the norm, such
+  as "cosine, with the norm", and a picture of the first kind."""
   loaded = [load(view, size) for view in (first, second)]
-  patches = [session.patches(image) for image, _, _ in loaded]
   transform = navi.camera_pose(second.annotation) @ np.linalg.inv(
     navi.camera_pose(first.annotation))
   transform[:3, 3] /= 1000
-  errors = {}
-  for by in ("ratio", "cosine"):
-    source, target, _ = navi.correspond(*patches, *(xyz for _, xyz, _ in loaded), by=by)
-    errors[by] = navi.errors(source, target, transform)[0]
-  shown = np.linspace(0, len(source) - 1, 24).astype(int)
+  errors, matches = {}, {}
+  for name, norm in NORMS.items():
+    patches = [session.patches(image, norm=norm) for image, _, _ in loaded]
+    for by in ("cosine", "ratio"):
+      source, target, _ = navi.correspond(*patches, *(xyz for _, xyz, _ in loaded), by=by)
+      errors[f"{by}, {name}"] = navi.errors(source, target, transform)[0]
+      matches[f"{by}, {name}"] = source, target
+  kind = next(iter(errors))
+  shown = np.linspace(0, len(errors[kind]) - 1, 24).astype(int)
   places = [pixels(points[shown], view, square, size)
-            for points, view, (_, _, square) in zip((source, target), (first, second), loaded)]
+            for points, view, (_, _, square) in zip(matches[kind], (first, second), loaded)]
   picture = matched(loaded[0][0], loaded[1][0], *places,
-                    errors["cosine"][shown] < navi.THRESHOLDS[-1])
-  return {by: own.tolist() for by, own in errors.items()}, picture
+                    errors[kind][shown] < navi.THRESHOLDS[-1])
+  return {kind: own.tolist() for kind, own in errors.items()}, picture
 
 
 def pixels(points: np.ndarray, view: View, square: tuple[int, int, int], size: int) -> np.ndarray:

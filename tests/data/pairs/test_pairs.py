@@ -24,3 +24,9 @@ def test_a_folder_and_coco_by_their_names(tmp_path, save_image):
 def test_an_unknown_split():
   with pytest.raises(ValueError, match="unknown split 'dev'"):
     open_pairs("openmoji", "dev")
+
+
+@pytest.mark.parametrize("spec", ["zip:x.zip", "x.arrayrecord", "tfds:mnist", "manifest:list.txt"])
+def test_sources_that_have_no_captions(spec):
+  with pytest.raises(ValueError, match=f"no captions in {spec} that can be read: wanted is"):
+    open_pairs(spec, "train")

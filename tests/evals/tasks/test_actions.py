@@ -47,6 +47,9 @@ def test_batches_have_every_video_once_an_epoch(session_of, mini_clips):
   assert sorted(labels) == sorted(train.labels)
   frames, times, _ = found[0]
   assert frames.shape == (3, 4, 16, 16, 3) and (np.diff(times, axis=1) > 0).all()
+  later = next(actions.batches(session, train, 16, 4, 3, start=2))
+  for own, there in zip(later, found[2]):
+    np.testing.assert_array_equal(own, there)
 
 
 def test_damaged_videos_are_replaced_and_named(session_of, mini_clips, tmp_path):

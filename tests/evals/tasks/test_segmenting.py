@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinov3_jax.evals.extraction import Stopped
 from dinov3_jax.evals.session import LayoutError
 from dinov3_jax.evals.tasks import segmenting
 
@@ -19,6 +20,23 @@ def test_voc(session_of):
   assert result.protocol["train"] == 6 and result.protocol["classes"] == 21
   assert "3 steps, not 40000" in result.differs
   assert result.pictures["VOC2012.png"].dtype == np.uint8
+
+
+def test_a_stop_in_the_middle_changes_nothing(session_of, tmp_path, monkeypatch):
+  asked, trained = [], []
+  def stop():
+    asked.append(1)
+    return len(asked) == 3
+
+  with pytest.raises(Stopped):
+    segmenting.run(session_of("VOC", size=64, steps=4, stop=stop))
+  train = segmenting.dense_probe.train
+  monkeypatch.setattr(segmenting.dense_probe, "train", lambda *args, **how: trained.append(
+      (how["kept"].step, train(*args, **how))) or trained[-1][1])
+  resumed = segmenting.run(session_of("VOC", size=64, steps=4))
+  whole = segmenting.run(session_of("VOC", tmp_path / "other", size=64, steps=4))
+  assert [step for step, _ in trained] == [2, 0] and resumed.figures == whole.figures
+  np.testing.assert_array_equal(trained[0][1].losses, trained[1][1].losses)
 
 
 def write(path, array, mode=None):

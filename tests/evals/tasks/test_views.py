@@ -19,6 +19,11 @@ def test_run(session_of, monkeypatch):
   assert result.protocol["pairs"] == 2
   assert result.figures["recall, cosine"] == pytest.approx(np.mean(
       [result.figures[f"recall at {cm} cm, cosine"] for cm in (1, 2, 5)]))
+  for by in ("cosine", "ratio"):
+    both = {norm: result.figures[f"recall, {by}, {norm}"] for norm in views.NORMS}
+    assert both["with the norm"] != both["without the norm"]
+    assert result.figures[f"recall, {by}"] == max(both.values()) == both[
+      result.protocol["better"][by]]
   assert result.pictures["matches.png"].shape[1] > 256
   assert "images of 128 pixels, not 512" in result.differs
 
