@@ -1,6 +1,7 @@
 import jax
 import pytest
 
+from dinov3_jax.aot import describe
 from dinov3_jax.costs import flops
 from dinov3_jax.train import ahead, sharding
 from dinov3_jax.train.family import members
@@ -76,3 +77,25 @@ def test_what_does_not_go_together_is_one_line(config, taught_by, monkeypatch, c
 def test_a_device_without_figures_is_one_line(config):
   with pytest.raises(ValueError, match="no figures of cpu are known: add them to CHIPS"):
     next(ahead.compile_parts(config, jax.devices()[:2]))
+
+
+def report(**changes):
+  values = dict(
+    part="", chips=4, devices=4, device_kind="TPU v6 lite", mesh=dict(data=1, fsdp=4, tensor=1),
+    crops=(224, 96, 0), batch_size=128, beside=0, arguments=2**30, temporaries=2**30, peak=2**31,
+    memory=2**35, flops_full=2e12, flops_executed=1e12, seconds_at_peak=0.001, sent={}, least={},
+    computing=2.0, sending={"all-gather": 1.0, "all-reduce": 0.5},
+    exposed={"all-gather": 0.25, "all-reduce": 0.5}, compile_seconds=1.0)
+  return ahead.Report(**values | changes)
+
+
+def test_a_steps_time_with_and_without_overlap():
+  assert (report().seconds_in_turn, report().seconds_overlapped) == (3.5, 2.75)
+  assert report().gathers_exposed == 0.25
+  assert report(sending={}, exposed={}).gathers_exposed == 0
+
+
+def test_the_command_tells_of_a_steps_time_where_it_is_known():
+  said = describe(report())
+  assert "at least 2.750 s by its schedule, 3.500 s if nothing overlapped; 25% of the" in said
+  assert "by its schedule" not in describe(report(computing=0.0, sending={}, exposed={}))
