@@ -79,6 +79,7 @@ setup(
       "scikit-image>=0.25,<1",  # its wheel has the photographs of the small data sets
       "jupytext>=1.19,<2",
       "nbclient>=0.10,<1",
+      # One release, so that expectations are the same everywhere. Tests alone need it.
       "torch==2.13.0",
       "transformers>=5.5,<6",
       "PyYAML>=6,<7",

@@ -2,7 +2,8 @@
 
 The options travel with the training step's `jax.jit`, so that they hold however a run is launched,
 and when it is compiled ahead of time. They are about one thing: that parameters of the next block
-are on their way, and gradients of the last, while this one computes.
+are on their way, and gradients of the last, while this one computes. A TPU's compiler heeds them at
+its usual effort: with JAX_EXEC_TIME_OPTIMIZATION_EFFORT at -1, nothing overlaps.
 """
 
 import os

@@ -58,8 +58,8 @@ class Whole:
 
   global_size, patch_size, shapes = 8, 4, {"global_crops": (2, 8, 8, 3)}
 
-  def __call__(self, image, rng):
-    return {"global_crops": np.stack([image, image])}
+  def __call__(self, image, rng, into):
+    into["global_crops"][:] = image
 
 
 def stream(source, *, crops=(SMALL, LARGE), weights=(0.5, 0.5), batch_size=8, shards=4,
@@ -207,8 +207,8 @@ def test_resolutions_follow_their_weights():
   class Small(Whole):
     global_size, shapes = 4, {"global_crops": (2, 4, 4, 3)}
 
-    def __call__(self, image, rng):
-      return {"global_crops": np.stack([image, image])[:, :4, :4]}
+    def __call__(self, image, rng, into):
+      into["global_crops"][:] = image[:4, :4]
 
   pipeline = stream(Plain(5000), crops=[Whole(), Small()], weights=[0.8, 0.2], batch_size=1,
                     shards=1)

@@ -22,9 +22,10 @@ def open_pairs(spec: str | os.PathLike, split: str, decoder: Decoder = decode) -
   """Opens images with captions.
 
   Args:
-    spec: `openmoji` or `openmoji:base` (two captions: a drawing's name, and that with its
-      category), `coco:FOLDER` (see `coco_pairs`), tars or parquet files as `open_source` takes them
-      (see `tar_pairs` and `parquet_pairs`), or the path of a folder (see `folder_pairs`).
+    spec: `openmoji` or `openmoji:base` (three captions: a drawing's name, that with its category,
+      and the category), `coco:FOLDER` (see `coco_pairs`), tars or parquet files as `open_source`
+      takes them (see `tar_pairs` and `parquet_pairs`), or the path of a folder (see
+      `folder_pairs`).
     split: train, val, test, or all.
     decoder: that reads the images.
 
@@ -53,4 +54,7 @@ def open_pairs(spec: str | os.PathLike, split: str, decoder: Decoder = decode) -
 def _of_emoji(name: str, label: int, categories: list[str]) -> list[str]:
   if name.startswith("openmoji "):  # a drawing that is not in Unicode's list has but a code
     return []
-  return [name] if label < 0 else [name, f"{name}, {categories[label].lower()}"]
+  if label < 0:
+    return [name]
+  category = categories[label].lower()
+  return [name, f"{name}, {category}", category]

@@ -2,11 +2,21 @@ import collections
 import pickle
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dinov3_jax.data.pairs import captions as module
-from dinov3_jax.data.pairs.captions import EMPTY, NO_TEXT, Captions, drawn, notes, usable
+from dinov3_jax.data.pairs.captions import (
+  EMPTY,
+  NO_TEXT,
+  Captions,
+  drawn,
+  lines_of,
+  notes,
+  of_object,
+  usable,
+)
 
 
 @given(st.lists(st.lists(st.text(max_size=8), max_size=3), max_size=6))
@@ -27,6 +37,25 @@ def test_what_says_nothing_is_counted():
   kept = usable(["a cat", "", " \n\t", None, 3, b"cat", ["a cat"], "two\nlines"], faults)
   assert kept == ["a cat", "two lines"]
   assert faults == {EMPTY: 2, NO_TEXT: 4}
+
+
+def test_lines_of_a_text_file():
+  assert lines_of("\ufeffa cat\r\nÄpfel\n".encode()) == ["a cat", "Äpfel"]
+  assert lines_of(b"") == [""]  # an empty caption, which is counted
+  assert lines_of(b"\xff") == [b"\xff"]  # no text, which is counted, too
+
+
+@pytest.mark.parametrize("content, expected", [
+  ({"caption": "a"}, ["a"]), ({"width": 3, "texts": ["a", "b"]}, ["a", "b"]), (["a"], ["a"]),
+  ({"text": "b", "caption": "a"}, ["a"]), ({"caption": None}, [None])])
+def test_captions_of_an_object(content, expected):
+  assert of_object(content) == expected
+
+
+@pytest.mark.parametrize("content", [{"width": 3}, "caption", 3, None])
+def test_an_object_without_captions(content):
+  with pytest.raises((KeyError, TypeError)):
+    of_object(content)
 
 
 def test_long_captions_and_other_scripts_are_told():

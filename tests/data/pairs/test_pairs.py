@@ -8,7 +8,8 @@ def test_openmoji_is_captioned_by_names_and_categories():
   for i, label in enumerate(pairs.labels):
     name, *more = pairs.captions[i]
     assert not name.startswith("openmoji ")
-    assert more == ([f"{name}, {pairs.classes[label].lower()}"] if label >= 0 else [])
+    category = pairs.classes[label].lower()
+    assert more == ([f"{name}, {category}", category] if label >= 0 else [])
   assert pairs[0]["captions"][0] == pairs[0]["name"]
   assert len(pairs.classes) == 10
 

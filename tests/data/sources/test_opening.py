@@ -8,6 +8,7 @@ import pytest
 from dinov3_jax.data.crops import MultiCrop
 from dinov3_jax.data.pipeline import make_pipeline
 from dinov3_jax.data.sources import is_spec, open_source
+from dinov3_jax.data.sources.opening import kind_of
 from tests.data.conftest import KINDS
 
 CROP = MultiCrop(16, 8, locals=1, patch_size=8)
@@ -69,6 +70,14 @@ def test_a_folder_of_shards_is_known_by_them(same, tmp_path, images):
   (tmp_path / "cat" / "x.png").write_bytes((images / "a" / "00.png").read_bytes())
   (tmp_path / "cats.tar").write_bytes(b"")
   assert open_source(tmp_path, "all").name(0) == "cat/x.png"
+
+
+def test_the_kind_of_a_spec(same, tmp_path):
+  folder = same("tars").removesuffix("/*.tar")
+  for spec, expected in (("tar:a/b", ("tar", "a/b")), ("a/b.parquet", ("parquet", "a/b.parquet")),
+                         (folder, ("tar", folder)), (str(tmp_path), (None, str(tmp_path))),
+                         ("openmoji", (None, "openmoji"))):
+    assert kind_of(spec) == expected
 
 
 def test_a_folder_that_lacks_files_is_no_source(tmp_path, images):
