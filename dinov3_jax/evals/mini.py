@@ -15,6 +15,7 @@ real and need the photographs of `pip install scikit-image`; `--sets` takes some
 import argparse
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -67,7 +68,10 @@ def write(out: str | os.PathLike, seed: int = 0, drawings=None, sets: Sequence[s
   drawings = Drawings() if drawings is None else drawings
   for i, (name, (make, _)) in enumerate(SETS.items()):
     if name in sets:
-      make(out / name, drawings, np.random.default_rng([seed, i]))
+      whole = out / f".{name}.new"  # under its own name a set is complete, also after a kill
+      shutil.rmtree(whole, ignore_errors=True)
+      make(whole, drawings, np.random.default_rng([seed, i]))
+      whole.rename(out / name)
 
 
 def main() -> int:

@@ -2,9 +2,9 @@ r"""Runs every task on small data: a model, the same network untrained, and base
 
   python -m dinov3_jax.evals.mini_table --weights W --data DIR
 
-W is whatever `dinov3_jax.load` takes. DIR has what `python -m dinov3_jax.evals.mini` writes; if it
-is not there, it is written first. Tasks whose data are not in it are left out. What is done is kept
-in DIR/results, and the same command goes on from there. Beside the model and the untrained network
+W is whatever `dinov3_jax.load` takes. DIR has what `python -m dinov3_jax.evals.mini` writes; sets
+that are not in it are written first. What is done is kept in DIR/results, and the same command goes
+on from there. Beside the model and the untrained network
 stand the mean colour of each patch in place of features, a guess without any features where a task
 has one (copying the first mask, one depth everywhere), and features made of the truth: what the
 grid of patches allows.
@@ -91,8 +91,10 @@ def main() -> int:
   parser.add_argument("--data", metavar="DIR", required=True, type=os.path.expanduser)
   args = parser.parse_args()
   try:
-    if not pathlib.Path(args.data).exists():
-      mini.write(args.data)
+    missing = [name for name in dict.fromkeys(plan.data for plan in PLANS)
+               if not pathlib.Path(args.data, name).exists()]
+    if missing:
+      mini.write(args.data, sets=missing, beside=True)
     print(f"| task | data | figure | {' | '.join(COLUMNS)} |", flush=True)
     print(f"|---|---|---|{'--:|' * len(COLUMNS)}", flush=True)
     for row in rows(args.weights, pathlib.Path(args.data)):

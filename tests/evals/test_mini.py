@@ -18,6 +18,24 @@ def test_equal_seeds_give_equal_files(tmp_path, shapes):
     mini.write(tmp_path / "a", 3, shapes)
 
 
+def test_a_set_that_was_cut_short_has_no_name(tmp_path, shapes, monkeypatch):
+  def cut(out, drawings, rng):
+    out.mkdir()
+    (out / "half").touch()
+    raise KeyboardInterrupt
+
+  kept = mini.SETS["AmsterTime"]
+  monkeypatch.setitem(mini.SETS, "AmsterTime", (cut, ""))
+  (tmp_path / "data").mkdir()
+  with pytest.raises(KeyboardInterrupt):
+    mini.write(tmp_path / "data", 3, shapes, ["AmsterTime"])
+  assert not (tmp_path / "data/AmsterTime").exists()
+  monkeypatch.setitem(mini.SETS, "AmsterTime", kept)
+  mini.write(tmp_path / "data", 3, shapes, ["AmsterTime"], beside=True)
+  assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["AmsterTime"]
+  assert not (tmp_path / "data/AmsterTime/half").exists()
+
+
 def test_command(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", ["mini", "--out", str(tmp_path)])
   (tmp_path / "something").touch()

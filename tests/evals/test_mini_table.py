@@ -23,17 +23,23 @@ def test_rows(mini_data, session_of, monkeypatch, tmp_path):
   assert next(mini_table.rows("W", mini_data)) == first
 
 
-def test_data_are_written_first(monkeypatch, capsys, tmp_path):
+def test_missing_sets_are_written_first(monkeypatch, capsys, tmp_path):
   written = []
-  monkeypatch.setattr(mini_table.mini, "write", written.append)
+  monkeypatch.setattr(mini_table.mini, "write", lambda out, **how: written.append((out, how)))
   monkeypatch.setattr(mini_table, "rows", lambda weights, root: iter([["knn", "folders", "1.0"]]))
-  monkeypatch.setattr(sys, "argv", ["mini_table", "--weights", "W", "--data",
-                                    str(tmp_path / "new")])
-  assert mini_table.main() == 0 and written == [str(tmp_path / "new")]
+  monkeypatch.setattr(mini_table, "PLANS", [
+    Plan("knn", "folders", ""), Plan("depth", "NYUv2", ""), Plan("linear", "folders", "")])
+  monkeypatch.setattr(sys, "argv", ["mini_table", "--weights", "W", "--data", str(tmp_path)])
+  assert mini_table.main() == 0
+  assert written == [(str(tmp_path), dict(sets=["folders", "NYUv2"], beside=True))]
   assert capsys.readouterr().out.splitlines()[2] == "| knn | folders | 1.0 |"
+  for name in ("folders", "NYUv2"):
+    (tmp_path / name).mkdir()
+  assert mini_table.main() == 0 and len(written) == 1
 
 
 def test_errors_are_one_line(monkeypatch, capsys, tmp_path):
+  monkeypatch.setattr(mini_table, "PLANS", [])
   monkeypatch.setattr(sys, "argv", ["mini_table", "--weights", str(tmp_path / "none"), "--data",
                                     str(tmp_path)])
   assert mini_table.main() == 1
