@@ -59,32 +59,37 @@ def make_batch(config, seed=0):
 
 
 def make_jax_steps(args):
+  return steps_of(make_config(args))
+
+
+def steps_of(config):
   """Functions that run the whole step, the backbones alone, and the update alone."""
   import jax
   import jax.numpy as jnp
   import optax
   from flax import nnx
 
+  from dinov3_jax.models.attention import choose
   from dinov3_jax.models.products import for_training
   from dinov3_jax.train.objective import normalise
   from dinov3_jax.train.schedules import make_schedules
   from dinov3_jax.train.state import abstract_modules, init_state, optimizer_of
   from dinov3_jax.train.step import ema, make_train_step
-  config = make_config(args)
   batch = jax.device_put(make_batch(config))
   graphs, shapes = abstract_modules(config)
-  graphs = for_training(graphs, shapes, jax.default_backend(), jnp.dtype(args.dtype))
+  platform, dtype = jax.default_backend(), jnp.dtype(config.train.dtype)
+  graphs = for_training(graphs, shapes, platform, dtype)
+  graphs = choose(graphs, shapes, config.train.attention, platform, dtype)
   optimizer, schedules = optimizer_of(config, shapes), make_schedules(config)
   born = jax.jit(lambda: init_state(config))
   live = {"state": born()}
   step = jax.jit(make_train_step(config), donate_argnums=0)
 
   def backbones(student, teacher, batch):
-    dtype = jnp.dtype(config.train.dtype)
     crops = [normalise(batch[name], config.crops.mean, config.crops.std, dtype)
              for name in ("global_crops", "local_crops")]
     model = lambda p: nnx.merge(graphs["backbone"], jax.tree.map(lambda x: x.astype(dtype), p))
-    masks = batch["masks"].reshape(2 * args.batch, -1)
+    masks = batch["masks"].reshape(2 * config.train.batch_size, -1)
 
     def loss(student):
       outputs = model(student).forward_crops(*crops, masks, key=jax.random.key(0),

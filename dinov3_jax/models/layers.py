@@ -7,18 +7,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental.pallas.ops.tpu import splash_attention
-from jax.sharding import PartitionSpec as P
 
 from dinov3_jax.models.adapters import Adapter
+from dinov3_jax.models.attention import LONG, attention, long_attention
 from dinov3_jax.models.partition import shard_keys
 from dinov3_jax.models.products import saveable
 from dinov3_jax.models.rope import rotate
 
 # The reference's "truncated" normal cuts at an absolute 2, a hundred deviations out.
 init = nnx.initializers.normal(0.02)
-
-LONG = 1024  # tokens from which on attention's scores are the largest arrays of a block
 
 
 def linear(in_features: int, out_features: int, bias: bool, *, rngs: nnx.Rngs) -> nnx.Linear:
@@ -100,7 +97,13 @@ class Attention(nnx.Module):
 
   With `mask_k_bias` the bias of the keys, which the softmax ignores anyway, counts as zero. With
   `causal` a token sees those before it and itself.
+
+  Attributes:
+    attend: what computes it in place of `attention` and `long_attention`, see `attention.choose`.
+      Not where it is causal.
   """
+
+  attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
 
   def __init__(self, width: int, num_heads: int, qkv_bias: bool, proj_bias: bool, mask_k_bias: bool,
                adapter_rank: int = 0, causal: bool = False, *, rngs: nnx.Rngs):
@@ -131,74 +134,10 @@ class Attention(nnx.Module):
     if self.causal:
       attend = functools.partial(attention, causal=True)
     else:
-      attend = attention if t < LONG else long_attention
+      attend = self.attend or (attention if t < LONG else long_attention)
     # Kept in place of the product, which the backward pass does not need then.
     y = attend(*(saveable(a.astype(x.dtype)) for a in (q, k, v))).reshape(b, t, d)
     return self.proj(y) + self.proj_adapter(y) if self.adapted else self.proj(y)
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False) -> jax.Array:
-  """softmax(q k^T / sqrt(d)) v of every head, with scores, softmax and sums in float32.
-
-  Args:
-    q, k, v: [B, T, heads, d].
-    causal: a token attends to none that come after it.
-
-  Returns:
-    [B, T, heads, d] of v's dtype.
-  """
-  # Heads before tokens and one division at the end: on a CPU twice as fast as
-  # `jax.nn.dot_product_attention`, gradients included, and nowhere more work.
-  q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-  scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32)
-  scores *= q.shape[-1] ** -0.5
-  if causal:
-    scores = jnp.where(jnp.tri(q.shape[2], dtype=bool), scores, -jnp.inf)
-  weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-  x = jnp.einsum("bhts,bhsd->bhtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-  x /= weights.sum(-1, keepdims=True)
-  return x.astype(v.dtype).swapaxes(1, 2)
-
-
-def long_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """`attention` of many tokens: in training on several TPUs, a kernel that keeps no scores.
-
-  Elsewhere, and where `tensor` does not divide the heads, it is `attention`: a kernel has no place
-  where the compiler spreads an array.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  if not mesh.manual_axes or q.shape[2] % mesh.shape.get("tensor", q.shape[2] + 1):
-    return attention(q, k, v)
-  heads = P(None, None, "tensor")
-  flash = jax.shard_map(flash_attention, in_specs=heads, out_specs=heads, axis_names={"tensor"},
-                        check_vma=False)
-  return jax.lax.platform_dependent(q, k, v, tpu=flash, default=attention)
-
-
-def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool = False) -> jax.Array:
-  """`attention` by JAX's own Pallas kernel for TPUs, block by block (FlashAttention).
-
-  Args:
-    q, k, v: [B, T, heads, d].
-    interpret: run it on any device, slowly.
-
-  Returns:
-    [B, T, heads, d].
-  """
-  tokens, heads, width = q.shape[1:]
-  block = min(range(768, 256, -128), key=lambda block: -tokens % block)
-  padding = -tokens % block
-  q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padding), (0, 0)))
-             for x in (q * width ** -0.5, k, v))
-  mask = splash_attention.MultiHeadMask(
-      [splash_attention.FullMask((tokens + padding,) * 2) for _ in range(heads)])
-  sizes = splash_attention.BlockSizes(
-      **{f"block_{name}": block for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")})
-  kernel = splash_attention.make_splash_mha(
-      mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
-  is_padding = (jnp.arange(tokens + padding) >= tokens).astype(jnp.int32)
-  segments = splash_attention.SegmentIds(is_padding, is_padding)  # one does not see the other
-  return jax.vmap(kernel, (0, 0, 0, None))(q, k, v, segments)[:, :, :tokens].swapaxes(1, 2)
 
 
 class Mlp(nnx.Module):

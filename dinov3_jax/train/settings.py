@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from dinov3_jax.models.attention import CHOICES
 from dinov3_jax.models.variants import stride
 from dinov3_jax.train import tasks
 from dinov3_jax.train.schedules import misfits
@@ -98,6 +99,11 @@ def _out_of_range(config: ConfigDict) -> Iterator[str]:
 def _unknown(config: ConfigDict) -> Iterator[str]:
   if config.train.dtype not in ("float32", "bfloat16", "float16"):
     yield f"train.dtype must be float32, bfloat16 or float16, not {config.train.dtype!r}"
+  if config.train.attention not in CHOICES:
+    yield f"train.attention must be auto, xla or cudnn, not {config.train.attention!r}"
+  if config.train.attention == "cudnn" and config.train.dtype == "float32":
+    yield ("train.attention='cudnn' computes in bfloat16 or float16, not in train.dtype='float32': "
+           "set one of these, or train.attention='auto'")
   if config.checkpoint.on_error not in ("continue", "stop"):
     yield f"checkpoint.on_error must be continue or stop, not {config.checkpoint.on_error!r}"
   if config.model.in_channels != 3:

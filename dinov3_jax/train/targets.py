@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from dinov3_jax.models import attention
 from dinov3_jax.models.partition import DATA_AXES, local_spec
 from dinov3_jax.models.variants import stride
 from dinov3_jax.train.objective import forward, merge, normalise
@@ -76,6 +77,8 @@ def make_targets(config, teacher, mesh: Mesh | None = None) -> Callable[[Params,
   graphs, shapes = abstract_modules(teacher)
   layout = param_specs(mesh, shapes) if mesh is not None and mesh.size > 1 else None
   dtype = jnp.dtype(config.train.dtype)
+  platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+  graphs = attention.choose(graphs, shapes, config.train.attention, platform, dtype)
   strides = stride(teacher.model), stride(config.model)
   mean, std = teacher.crops.mean, teacher.crops.std
 

@@ -256,3 +256,11 @@ def test_all_that_is_wrong_is_told_at_once():
   assert [re.match(r"[\w.]+", problem)[0] for problem in said] == [
     "train.steps", "checkpoint.keep", "data.workers", "optim.b2", "train.dtype",
     "crops.global_sizes"]
+
+
+def test_attention_that_is_unknown_or_of_another_dtype():
+  assert problems(**{"train.attention": "flash"}) == [
+    "train.attention must be auto, xla or cudnn, not 'flash'"]
+  passes(**{"train.attention": "cudnn"})
+  said, = problems(**{"train.attention": "cudnn", "train.dtype": "float32"})
+  assert "computes in bfloat16 or float16, not in train.dtype='float32'" in said

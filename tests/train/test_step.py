@@ -297,3 +297,9 @@ def test_bad_settings_are_refused_before_anything_compiles(tiny_config, section,
   tiny_config[section][key] = value
   with pytest.raises(ValueError, match=message):
     make_train_step(tiny_config)
+
+
+def test_a_kernel_that_the_devices_do_not_have_is_refused_before_anything_is_traced(tiny_config):
+  tiny_config.train.update(dtype="bfloat16", attention="cudnn")
+  with pytest.raises(ValueError, match="attention 'cudnn' is for NVIDIA GPUs, not for a cpu"):
+    make_train_step(tiny_config)
