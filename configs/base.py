@@ -193,7 +193,7 @@ def get_config() -> ConfigDict:
       remat="dots",
       # auto: XLA's attention; on TPUs, from 1,024 tokens on, a kernel that keeps no scores | xla:
       # XLA's at any length | cudnn: NVIDIA's kernel, in bfloat16 or float16. On GPUs auto stays
-      # with XLA's until a measurement says that cuDNN's is faster.
+      # with XLA's until benchmarks/gpu.py has measured that cuDNN's is faster.
       attention="auto",
       prototype_chunks=1,  # more: the losses take less memory, and compute their logits twice
       max_skipped_steps=2,  # non-finite steps in a row that are forgiven

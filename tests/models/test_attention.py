@@ -1,4 +1,8 @@
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +25,7 @@ from dinov3_jax.models.attention import (
 from dinov3_jax.models.layers import Block
 from dinov3_jax.models.vit import VisionTransformer
 
+ROOT = pathlib.Path(__file__).parents[2]
 FORWARD, BACKWARD = "@__cudnn$fmhaSoftmax(", "@__cudnn$fmhaSoftmaxBackward("
 
 
@@ -194,3 +199,45 @@ def test_causal_attention_stays_causal():
   before = block(x)
   block.set_attributes(attend=attention)
   np.testing.assert_array_equal(block(x), before)
+
+
+PROGRAM = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from dinov3_jax import aot
+from dinov3_jax.models.vit import VisionTransformer
+
+devices = aot.topology_devices("v5e:2x4")
+graph, params = nnx.split(nnx.eval_shape(lambda: VisionTransformer(
+  width=128, depth=2, num_heads=2, storage_tokens=4, rngs=nnx.Rngs(0))))
+for count in (1, 2):
+  mesh = Mesh(np.array(devices[:count]), ("data",), axis_types=(AxisType.Auto,))
+  place = lambda x, spec=P(): jax.ShapeDtypeStruct(
+    x.shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+  images = place(jax.ShapeDtypeStruct((2, 512, 528, 3), jnp.bfloat16), P("data"))
+  weights = jax.tree.map(place, nnx.to_pure_dict(params))
+  tokens = lambda p, x: nnx.merge(graph, p)(x)["patches"]
+  loss = lambda p, x: jnp.sum(nnx.merge(graph, p).forward_crops(x)[0]["patches"] ** 2)
+  for run in (tokens, jax.grad(loss)):
+    print(count, jax.jit(run).lower(weights, images).compile().as_text().count("tpu_custom_call"))
+"""
+
+
+@pytest.mark.slow
+def test_the_kernel_compiles_for_one_chip_and_leaves_several_to_the_compiler():
+  pytest.importorskip("libtpu", reason="compiling for TPUs needs `pip install -e .[tpu]`")
+  environment = {key: value for key, value in os.environ.items()
+                 if not key.startswith(("XLA_FLAGS", "JAX_COMP"))}
+  environment |= dict(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+                      TPU_ACCELERATOR_TYPE="v5p-8", TPU_WORKER_HOSTNAMES="localhost",
+                      TPU_STDERR_LOG_LEVEL="3", PYTHONPATH=str(ROOT))
+  done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True,
+                        text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  inference, gradient, *several = [line.split() for line in done.stdout.splitlines()]
+  assert int(inference[1]) >= 1 and int(gradient[1]) >= 3  # forward, and two for the gradients
+  assert several == [["2", "0"], ["2", "0"]]
