@@ -37,9 +37,12 @@ from dinov3_jax.train import checkpoint, official
 from dinov3_jax.train.state import TrainState
 from dinov3_jax.train.step import make_train_step
 
-# In a shell's background job Ctrl-C is ignored, and so it would be in all that tests start.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-  signal.signal(signal.SIGINT, signal.default_int_handler)
+# Ctrl-C is ignored in a shell's background job, and a closed terminal under `nohup`; and so they
+# would be in all that tests start.
+for number, handler in ((signal.SIGINT, signal.default_int_handler),
+                        (signal.SIGHUP, signal.SIG_DFL)):
+  if signal.getsignal(number) == signal.SIG_IGN:
+    signal.signal(number, handler)
 
 pytest_plugins = ["tests.quick", "tests.distilled", "tests.aligned"]
 
