@@ -1,13 +1,10 @@
 """Every program of a curation compiles for a topology of TPUs, on a machine that has none."""
 
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.chips import run_for_tpus
+
 PROGRAMS = """
 import jax
 import jax.numpy as jnp
@@ -49,16 +46,7 @@ print("parts")
 
 @pytest.mark.slow
 def test_programs():
-  pytest.importorskip("libtpu", reason="compiling for TPUs needs `pip install -e .[tpu]`")
-  environment = {key: value for key, value in os.environ.items()
-                 if not key.startswith(("XLA_FLAGS", "JAX_COMP"))}
-  environment |= dict(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-                      TPU_ACCELERATOR_TYPE="v5p-8", TPU_WORKER_HOSTNAMES="localhost",
-                      TPU_STDERR_LOG_LEVEL="3", PYTHONPATH=str(ROOT))
-  done = subprocess.run([sys.executable, "-c", PROGRAMS], env=environment, capture_output=True,
-                        text=True, timeout=300)
-  assert done.returncode == 0, done.stderr
-  iteration, *others = done.stdout.splitlines()
+  iteration, *others = run_for_tpus(PROGRAMS)
   assert 1 <= float(iteration.split()[1]) < 1.05  # of the least that must be sent
   # Below a recall of 1 the TPU's own approximate search is taken.
   assert others == ["seeds", "neighbours 1.0 False", "neighbours 0.95 True", "cells", "parts"]

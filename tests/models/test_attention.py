@@ -1,8 +1,4 @@
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +20,8 @@ from dinov3_jax.models.attention import (
 )
 from dinov3_jax.models.layers import Block
 from dinov3_jax.models.vit import VisionTransformer
+from tests.chips import run_for_tpus
 
-ROOT = pathlib.Path(__file__).parents[2]
 FORWARD, BACKWARD = "@__cudnn$fmhaSoftmax(", "@__cudnn$fmhaSoftmaxBackward("
 
 
@@ -229,15 +225,6 @@ for count in (1, 2):
 
 @pytest.mark.slow
 def test_the_kernel_compiles_for_one_chip_and_leaves_several_to_the_compiler():
-  pytest.importorskip("libtpu", reason="compiling for TPUs needs `pip install -e .[tpu]`")
-  environment = {key: value for key, value in os.environ.items()
-                 if not key.startswith(("XLA_FLAGS", "JAX_COMP"))}
-  environment |= dict(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-                      TPU_ACCELERATOR_TYPE="v5p-8", TPU_WORKER_HOSTNAMES="localhost",
-                      TPU_STDERR_LOG_LEVEL="3", PYTHONPATH=str(ROOT))
-  done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True,
-                        text=True, timeout=300)
-  assert done.returncode == 0, done.stderr
-  inference, gradient, *several = [line.split() for line in done.stdout.splitlines()]
+  inference, gradient, *several = [line.split() for line in run_for_tpus(PROGRAM)]
   assert int(inference[1]) >= 1 and int(gradient[1]) >= 3  # forward, and two for the gradients
   assert several == [["2", "0"], ["2", "0"]]
