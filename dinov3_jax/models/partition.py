@@ -98,6 +98,17 @@ def whole(params: Any, layout: Any, dtype: jnp.dtype) -> Any:
   return jax.tree.map(lambda x, spec: _gather(spec, jnp.dtype(dtype), x), params, layout)
 
 
+def mean(gradients: Any, layout: Any) -> Any:
+  """The way back of `whole`: the mean over the data shards of whole parameters' gradients, float32,
+  of each the part that a device keeps.
+
+  Args:
+    gradients: a tree of arrays.
+    layout: their `PartitionSpec`s, a tree alike.
+  """
+  return jax.tree.map(lambda g, spec: _mean(spec, g), gradients, layout)
+
+
 def shard_keys(key: jax.Array, shards: int) -> jax.Array:
   """A random key for each of this device's data shards, different on every device."""
   axes = [axis for axis in DATA_AXES if axis in jax.sharding.get_abstract_mesh().manual_axes]
@@ -111,6 +122,11 @@ def several(axes: tuple[str, ...] = DATA_AXES) -> tuple[str, ...]:
   Where blocks are cut over `tensor` alone, XLA refuses a sum over axes of one device each.
   """
   return tuple(axis for axis in axes if jax.lax.axis_size(axis) > 1)
+
+
+def is_cut(spec: P) -> bool:
+  """Whether an array of this layout is cut over several `fsdp` devices; inside `jax.shard_map`."""
+  return _fsdp_axis(spec) is not None
 
 
 def local_spec(spec: P) -> P:
@@ -134,7 +150,7 @@ def _gather(spec: P, dtype: jnp.dtype, x: jax.Array) -> jax.Array:
   return _of_tensor_part(gather, spec)(x)
 
 
-def _mean(spec: P, dtype: jnp.dtype, _, g: jax.Array) -> tuple[jax.Array]:
+def _mean(spec: P, g: jax.Array) -> jax.Array:
   axis = _fsdp_axis(spec)
   names = ("data",) if axis is not None else DATA_AXES
 
@@ -145,10 +161,11 @@ def _mean(spec: P, dtype: jnp.dtype, _, g: jax.Array) -> tuple[jax.Array]:
       g /= jax.lax.axis_size("fsdp")
     return jax.lax.pmean(g, several(names))
 
-  return (_of_tensor_part(mean, spec)(g),)
+  return _of_tensor_part(mean, spec)(g)
 
 
-_gather.defvjp(lambda spec, dtype, x: (_gather(spec, dtype, x), None), _mean)
+_gather.defvjp(lambda spec, dtype, x: (_gather(spec, dtype, x), None),
+               lambda spec, dtype, _, g: (_mean(spec, g),))
 
 
 def _fsdp_axis(spec: P) -> int | None:

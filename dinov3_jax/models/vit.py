@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from dinov3_jax.models import partition
+from dinov3_jax.models import partition, prefetch
 from dinov3_jax.models.layers import Block, ConvStem, PatchEmbed, init, make_norm
 from dinov3_jax.models.products import inference_dot, products_saveable
 from dinov3_jax.models.rope import Rope
@@ -198,16 +198,23 @@ class VisionTransformer(nnx.Module):
                for i, grid in enumerate(grids)]
       keys = keys[:, :, 1]
 
-    def body(crops, layer):
-      params, keys, drawn = layer
+    def block(crops, params, randomness):
+      keys, drawn = randomness
       crops = [checkpoint_name(x, "block") for x in crops]
-      block = nnx.merge(graphdef, partition.whole(params, layout, crops[0].dtype))
+      block = nnx.merge(graphdef, params)
       if keys is None:
-        crops = [block(x, rope) for x, rope in zip(crops, still)]
-      else:
-        crops = [block(x, rope, drop_path=self.drop_path, key=key, shards=shards)
-                 for x, rope, key in zip(crops, drawn, keys)]
-      return crops, None
+        return [block(x, rope) for x, rope in zip(crops, still)]
+      return [block(x, rope, drop_path=self.drop_path, key=key, shards=shards)
+              for x, rope, key in zip(crops, drawn, keys)]
+
+    dtype = crops[0].dtype
+    if layout and prefetch.helps(layout):
+      return prefetch.scan(block, crops, params, (keys, drawn), layout=layout, dtype=dtype,
+                           policy=REMAT[remat], recomputed=remat in ("full", "offload"))
+
+    def body(crops, layer):
+      params, *randomness = layer
+      return block(crops, partition.whole(params, layout, dtype), randomness), None
 
     if remat != "none":
       body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)

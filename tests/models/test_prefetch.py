@@ -1,0 +1,116 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from configs import base
+from dinov3_jax.costs.collectives import bytes_by_kind, collectives
+from dinov3_jax.models import partition, prefetch
+from dinov3_jax.models.vit import VisionTransformer
+from dinov3_jax.train.sharding import make_mesh, on_shards, param_specs
+
+DEPTH = 5
+
+
+@functools.cache
+def network(rank=0):
+  """A small network whose blocks four devices have in parts, and a batch for it."""
+  model = VisionTransformer(width=32, depth=DEPTH, num_heads=2, patch_size=8, ffn="swiglu",
+                            ffn_ratio=3.0, drop_path=0.5, storage_tokens=1, adapter_rank=rank,
+                            rope=dict(rescale=2.0), rngs=nnx.Rngs(0))
+  graph, params = nnx.split(model)
+  config = base.get_config()
+  config.mesh.update(data=2, fsdp=4, tensor=1)
+  mesh = make_mesh(config, jax.devices()[:8])
+  params = jax.tree.map(lambda x: x + 0.1, nnx.to_pure_dict(params))  # no zeros, no symmetry
+  images = [jax.random.normal(jax.random.key(i), (16, side, side, 3)) for i, side in ((1, 16), (2, 8))]
+  return graph, params, param_specs(mesh, params), mesh, images
+
+
+def gradients(remat="full", rank=0, learned=lambda path: True, dtype=jnp.float32):
+  """Compiled: `(params, images) -> (loss, gradients)` on eight devices."""
+  graph, _, layout, mesh, _ = network(rank)
+
+  def loss(params, images):
+    keep = lambda path, x: x if learned(partition.path_name(path)) else jax.lax.stop_gradient(x)
+    params = jax.tree_util.tree_map_with_path(keep, params)
+    parts = {name: part if name == "blocks" else partition.whole(part, layout[name], dtype)
+             for name, part in params.items()}
+    crops = nnx.merge(graph, parts).forward_crops(
+      *images, key=jax.random.key(3), remat=remat, layout=layout["blocks"])
+    return sum(jnp.mean(jnp.sin(c["patches"].astype(jnp.float32))) for c in crops)
+
+  def of_shard(params, images):
+    value, grads = jax.value_and_grad(loss)(params, images)
+    return jax.lax.pmean(value, partition.DATA_AXES), grads
+
+  local = jax.tree.map(partition.local_spec, layout)
+  return on_shards(of_shard, mesh, (local, P(partition.DATA_AXES)), (P(), local))
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+  """Turns it off, so that every block gathers what it needs when its turn comes."""
+  return lambda: monkeypatch.setattr(prefetch, "helps", lambda layout: False)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_blocks_that_are_gathered_ahead_compute_the_same(remat, waiting):
+  _, params, _, _, images = network()
+  ahead = jax.jit(gradients(remat))(params, images)
+  waiting()
+  chex.assert_trees_all_close(ahead, jax.jit(gradients(remat))(params, images), rtol=1e-5,
+                              atol=1e-8)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full", "offload"])
+def test_whole_parameters_are_not_kept_for_the_way_back(remat):
+  _, params, layout, _, images = network()
+  traced = jax.make_jaxpr(gradients(remat))(params, images)
+  of_shard, = (e for e in traced.eqns if e.primitive.name == "shard_map")
+  program = str(of_shard.params["jaxpr"])
+  for path, spec in jax.tree_util.tree_leaves_with_path(layout["blocks"]):
+    if "fsdp" in spec:
+      shape = functools.reduce(lambda tree, key: tree[key.key], path, params["blocks"]).shape
+      assert f"[{','.join(map(str, shape[1:]))}]" in program  # one block's
+      assert f"[{','.join(map(str, shape))}]" not in program
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_little_more_is_sent(remat, waiting):
+  """A block's first matrix once more in each pass."""
+  _, params, _, mesh, images = network()
+
+  def sent():
+    text = jax.jit(gradients(remat)).lower(params, images).compile().as_text()
+    return bytes_by_kind(collectives(text, mesh.size))
+
+  ahead = sent()
+  waiting()
+  waited = sent()
+  part = lambda name: 3 / 4 * params["blocks"]["attn" if name == "qkv" else "mlp"][name][
+    "kernel"][0].nbytes
+  more = part("qkv") + part("qkv" if remat == "full" else "w3")
+  assert ahead.pop("all-gather") <= waited.pop("all-gather") + more
+  assert ahead == waited
+
+
+def test_what_does_not_learn_gets_no_gradient(waiting):
+  _, params, _, mesh, images = network(rank=2)
+
+  def compiled():
+    learned = lambda path: "adapter" in path
+    return jax.jit(gradients(rank=2, learned=learned)).lower(params, images).compile()
+
+  ahead = compiled()
+  _, grads = ahead(params, images)
+  for path, g in jax.tree_util.tree_leaves_with_path(grads):
+    assert np.any(g) == ("adapter" in partition.path_name(path)), path
+  waiting()
+  summed = lambda program: bytes_by_kind(collectives(program.as_text(), mesh.size))["all-reduce"]
+  assert summed(ahead) == summed(compiled())
