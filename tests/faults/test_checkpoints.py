@@ -17,7 +17,7 @@ from dinov3_jax.train import durable, loop, prepare
 from dinov3_jax.train.writer import Writer, reason
 from dinov3_jax.weights import native
 
-DAMAGES = 40
+DAMAGES = 12
 
 
 @pytest.fixture(autouse=True)
