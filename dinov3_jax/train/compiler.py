@@ -23,6 +23,9 @@ OPTIONS = {
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     # ... on the same core.
     "xla_tpu_overlap_compute_collective_tc": True,
+    # Such fusions take no scatters in. A SparseCore carries these out beside the products.
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
+    "xla_tpu_enable_reduce_scatter_offload_tracing": True,
   },
   "gpu": {
     # Schedules by estimated latencies, so that collectives start early and are awaited late.

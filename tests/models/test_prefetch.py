@@ -28,7 +28,8 @@ def network(rank=0):
   config.mesh.update(data=2, fsdp=4, tensor=1)
   mesh = make_mesh(config, jax.devices()[:8])
   params = jax.tree.map(lambda x: x + 0.1, nnx.to_pure_dict(params))  # no zeros, no symmetry
-  images = [jax.random.normal(jax.random.key(i), (16, side, side, 3)) for i, side in ((1, 16), (2, 8))]
+  images = [jax.random.normal(jax.random.key(i), (16, side, side, 3))
+            for i, side in ((1, 16), (2, 8))]
   return graph, params, param_specs(mesh, params), mesh, images
 
 
