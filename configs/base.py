@@ -195,6 +195,9 @@ def get_config() -> ConfigDict:
       # XLA's at any length | cudnn: NVIDIA's kernel, in bfloat16 or float16. On GPUs auto stays
       # with XLA's until benchmarks/gpu.py has measured that cuDNN's is faster.
       attention="auto",
+      # Products of a ViT's blocks: "" in train.dtype | fp8 or int8: in 8 bits, with a scale for
+      # each row, on chips that multiply these faster.
+      matmul="",
       prototype_chunks=1,  # more: the losses take less memory, and compute their logits twice
       max_skipped_steps=2,  # non-finite steps in a row that are forgiven
     ),

@@ -5,7 +5,7 @@ A program that is compiled for TPUs has a schedule: the order in which its text 
 is one instruction there, for which all wait; or a start and an end (`all-gather-start`,
 `async-start`), between which a device's other units carry it on; or several fusions that share a
 channel, the first of which starts it and the last of which ends it, while those between compute and
-carry it on. What is not hidden by computation in between is exposed.
+carry it on (see `stages`). What is not hidden by computation in between is exposed.
 
 The estimate is a lower bound: products take as long as the units for them would need at their peak,
 anything else as long as the main memory needs for what goes in and out, collectives as long as the
@@ -22,6 +22,7 @@ from typing import NamedTuple
 from dinov3_jax.costs import hlo
 from dinov3_jax.costs.collectives import KINDS, sent
 from dinov3_jax.costs.flops import Chip
+from dinov3_jax.costs.stages import find_stages
 
 # What moves nothing by itself. A copy with a start and an end goes beside what runs in between.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all",
@@ -57,10 +58,13 @@ class Schedule(NamedTuple):
   Attributes:
     computing: seconds in which it computes.
     transfers: its collectives.
+    carried: of a loop's body, seconds in which it carries on what started before the loop, by
+      position in the loop's values.
   """
 
   computing: float
   transfers: list[Transfer]
+  carried: dict[int, float]
 
   @property
   def sending(self) -> dict[str, float]:
@@ -129,6 +133,13 @@ class _Flight:
     self.kind, self.size, self.seconds, self.source = kind, size, seconds, source
     self.left, self.beside = seconds, []
 
+  def hide(self, seconds: float, name: str) -> float:
+    """Lets it go on beside an instruction that computes so long; how much of that it takes."""
+    self.beside.append(name)
+    hidden = min(self.left, seconds)
+    self.left -= hidden
+    return hidden
+
   def landed(self) -> Transfer:
     return Transfer(self.kind, self.size, 1, self.seconds, self.left, tuple(self.beside),
                     self.source)
@@ -153,8 +164,14 @@ class _Reader:
   def _read(self, name: str) -> Schedule:
     body, types = self.computations[name], self.types[name]
     transfers = {i.name: self._transfers(name, i) for i in body}
-    stages = _stages(body, transfers)
+    stages = find_stages(body, {i.name: [c for c, _ in transfers[i.name]] for i in body
+                                if i.opcode == "fusion" and transfers[i.name]}, self.computations)
+    through = collections.defaultdict(list)  # by fusion, the flights that it carries on
+    for flight, names in stages.own.items():
+      for n in names:
+        through[n].append(flight)
     started, flying, landed, computing = {}, {}, [], 0.0
+    carried = collections.Counter()
     for i in body:
       below = self._below(i)
       seconds = below.computing if below else self._seconds(i, types, transfers[i.name])
@@ -162,32 +179,38 @@ class _Reader:
       if below:
         landed += below.transfers
         seconds -= sum(t.times * (t.seconds - t.exposed) for t in below.transfers)
-      carried = [flight for key, flight in flying.items()
-                 if key not in stages or i.name in stages[key]]
+        for position, spent in below.carried.items():
+          if flight := flying.get(stages.loops.get(i.name, {}).get(position)):
+            seconds -= flight.hide(spent, i.name)
+      for key, flight in flying.items():
+        if seconds > 0 and (key not in stages.own or i.name in stages.own[key]):
+          seconds -= flight.hide(seconds, i.name)
       if seconds > 0:
-        for flight in carried:
-          flight.beside.append(i.name)
-          hidden = min(flight.left, seconds)
-          flight.left, seconds = flight.left - hidden, seconds - hidden
+        for position, names in stages.foreign.items():
+          if i.name in names:
+            carried[position] += seconds
 
-      for key, transfer in transfers[i.name].items():
-        if key in stages and len(stages[key]) > 1:
-          if i.name == stages[key][0]:
-            flying[key] = transfer
-          elif i.name == stages[key][-1]:
+      new = {c.name: flight for c, flight in transfers[i.name]}
+      if i.opcode == "fusion":
+        for key in through[i.name]:
+          names = stages.own[key]
+          if i.name == names[0]:
+            flying[key] = new[key[1]]
+          if i.name == names[-1]:
             landed.append(flying.pop(key).landed())
-        elif i.opcode.endswith("-start"):
-          flying[i.name] = transfer
+      elif i.opcode.endswith("-start"):
+        for flight in new.values():
+          flying[i.name] = flight
           started[i.name] = i.name
-        else:
-          landed.append(transfer.landed())
+      else:
+        landed += [flight.landed() for flight in new.values()]
       if i.opcode.endswith(("-done", "-update")):
         start = next((started[x] for x in i.operands if x in started), None)
         if start and i.opcode.endswith("-update"):
           started[i.name] = start
         elif start and start in flying:
           landed.append(flying.pop(start).landed())
-    return Schedule(computing, landed + [flight.landed() for flight in flying.values()])
+    return Schedule(computing, landed + [flight.landed() for flight in flying.values()], carried)
 
   def _below(self, i: hlo.Instruction) -> Schedule | None:
     """Of a loop, a call, or the longest branch of a condition."""
@@ -195,18 +218,19 @@ class _Reader:
       rounds = hlo.rounds(i, self.computations)
       each = self.read(next(hlo.called(i, self.computations)))
       return Schedule(rounds * each.computing,
-                      [t._replace(times=rounds * t.times) for t in each.transfers])
+                      [t._replace(times=rounds * t.times) for t in each.transfers],
+                      {n: rounds * seconds for n, seconds in each.carried.items()})
     if i.opcode in _OTHERS:
       branches = [self.read(name) for name in hlo.called(i, self.computations)]
       return max(branches, key=lambda s: s.computing + sum(s.sending.values()), default=None)
     return None
 
-  def _transfers(self, name: str, i: hlo.Instruction) -> dict[tuple, _Flight]:
+  def _transfers(self, name: str, i: hlo.Instruction) -> list[tuple[hlo.Instruction, _Flight]]:
     """The collectives that an instruction of a computation is, or that it contains if it is no
-    loop or call, by kind and channel."""
+    loop or call."""
     if i.opcode in _OTHERS or i.opcode.endswith(("-done", "-update")):
-      return {}
-    found = {}
+      return []
+    found = []
     for where, c in itertools.chain([(name, i)], hlo.inside(i, self.computations)):
       kind = c.opcode.removesuffix("-start")
       if kind in KINDS:
@@ -214,11 +238,10 @@ class _Reader:
         group = hlo.group(c, self.devices)
         size = sent(kind, sum(hlo.size(types[x]) for x in c.operands if x in types), len(group))
         seconds = size / self.bandwidth(group) if len(group) > 1 else 0.0
-        found.setdefault((kind, c.channel or c.name),
-                         _Flight(kind, size, seconds, c.source or i.source))
+        found.append((c, _Flight(kind, size, seconds, c.source or i.source)))
     return found
 
-  def _seconds(self, i: hlo.Instruction, types: dict[str, str], transfers: dict) -> float:
+  def _seconds(self, i: hlo.Instruction, types: dict[str, str], transfers: list) -> float:
     """How long an instruction computes; `transfers` are the collectives in it."""
     if i.opcode in _FREE or i.opcode in KINDS or i.opcode.endswith(("-start", "-done", "-update")):
       return 0.0
@@ -253,16 +276,6 @@ class _Reader:
         if users and all(y.opcode == "dynamic-slice" for y in users):
           result[int(re.match(r"\d+", x.arguments)[0])] = sum(hlo.size(y.type) for y in users)
     return result
-
-
-def _stages(body: list[hlo.Instruction], transfers: dict[str, dict]) -> dict[tuple, list[str]]:
-  """The fusions that each collective goes through, in order."""
-  stages = collections.defaultdict(list)
-  for i in body:
-    if i.opcode == "fusion":
-      for key in transfers[i.name]:
-        stages[key].append(i.name)
-  return stages
 
 
 def product_flops(i: hlo.Instruction, types: dict[str, str]) -> float:

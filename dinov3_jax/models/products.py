@@ -120,10 +120,11 @@ saveable.defvjp(lambda x: (_named(x), None), lambda _, gradient: (gradient,))
 def products_saveable(primitive, *shapes, **params) -> bool:
   """A policy for `jax.checkpoint`: keep what is `saveable`, and products without batch dimensions.
 
-  Not those that `cpu_dot` has in float32: it rounds them first.
+  Not those that `cpu_dot` has in float32, nor those of 8 bits, whose scales come after them: both
+  make what they give `saveable`.
   """
-  if primitive is jax.lax.dot_general_p and shapes[0].dtype == jnp.bfloat16 and (
-      params["preferred_element_type"] == jnp.float32):
+  if primitive is jax.lax.dot_general_p and (shapes[0].dtype.itemsize == 1 or (
+      shapes[0].dtype == jnp.bfloat16 and params["preferred_element_type"] == jnp.float32)):
     return False
   policies = jax.checkpoint_policies
   return (policies.dots_with_no_batch_dims_saveable(primitive, *shapes, **params)

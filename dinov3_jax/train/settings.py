@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from dinov3_jax.models import eight_bits
 from dinov3_jax.models.attention import CHOICES
 from dinov3_jax.models.variants import stride
 from dinov3_jax.train import tasks
@@ -104,6 +105,11 @@ def _unknown(config: ConfigDict) -> Iterator[str]:
   if config.train.attention == "cudnn" and config.train.dtype == "float32":
     yield ("train.attention='cudnn' computes in bfloat16 or float16, not in train.dtype='float32': "
            "set one of these, or train.attention='auto'")
+  if config.train.matmul not in eight_bits.CHOICES:
+    yield f"train.matmul must be fp8, int8 or nothing, not {config.train.matmul!r}"
+  if config.train.matmul and "depths" in config.model:
+    yield (f"train.matmul={config.train.matmul!r} is for the blocks of a ViT, which a ConvNeXt "
+           "does not have: leave it empty")
   if config.checkpoint.on_error not in ("continue", "stop"):
     yield f"checkpoint.on_error must be continue or stop, not {config.checkpoint.on_error!r}"
   if config.model.in_channels != 3:

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from dinov3_jax.models import attention, products
+from dinov3_jax.models import attention, eight_bits, products
 from dinov3_jax.models.partition import DATA_AXES, local_spec, several
 from dinov3_jax.train.micro_batches import accumulated
 from dinov3_jax.train.objective import Objective, make_objective
@@ -64,6 +64,7 @@ def make_train_step(config, mesh: Mesh | None = None
   platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
   dtype = jnp.dtype(config.train.dtype)
   graphs = products.for_training(graphs, shapes, platform, dtype)
+  graphs = eight_bits.choose(graphs, shapes, config.train.matmul)
   graphs = attention.choose(graphs, shapes, config.train.attention, platform, dtype)
   gradients = make_gradients(config, graphs, shapes, mesh)
   optimizer, groups = optimizer_of(config, shapes), groups_of(config, shapes)

@@ -68,24 +68,73 @@ def fusion(name, *lines):
           f"  %s = {SHARD} parameter(2)\n" + "".join(f"  %{x}\n" for x in lines) + "}\n\n")
 
 
-def run(name, called):
-  return f"{name} = {MATRIX} fusion(%a, %b, %s), kind=kCustom, calls=%{called}"
+# What the fusions of a gather hand on: the part, the whole, and a semaphore.
+CONTEXT = f"({SHARD}, {MATRIX}, u32[]{{:S(2)}})"
 
 
-PIECE = f"g = {MATRIX} " + GATHER.format("%s", 5)
+def start(name, shard="s"):
+  return f"{name} = {CONTEXT} fusion(%a, %b, %{shard}), kind=kCustom, calls=%piece"
+
+
+def parts(source):
+  """The instructions that take a context apart; `source` is what gives it."""
+  return [f"{source}{n} = {kind} get-tuple-element(%{source}), index={n}"
+          for n, kind in enumerate((SHARD, MATRIX, "u32[]{:S(2)}"))]
+
+
+def step(name, source, called="both"):
+  return f"{name} = {CONTEXT} fusion(%a, %{source}1, %{source}0, %{source}2), calls=%{called}"
+
+
+def end(name, source):
+  return f"{name} = {MATRIX} fusion(%a, %{source}1, %{source}0, %{source}2), calls=%piece"
+
+
+PIECE = f"g = {MATRIX} " + GATHER.format("%s", 1)
 FUSIONS = (fusion("piece", PIECE) + fusion("both", PIECE, f"c = {MATRIX} {PRODUCT}")
            + fusion("product", f"c = {MATRIX} {PRODUCT}"))
 
 
-def test_fusions_of_one_channel_are_one_transfer_that_some_of_them_hide():
-  found = read([run("start", "piece"), run("step", "both"), run("end", "piece")], FUSIONS)
-  assert [(t.bytes, t.exposed, t.beside) for t in found.transfers] == [(1.5e6, 0, ("step",))]
+def test_fusions_that_hand_on_what_they_move_are_one_transfer_that_some_of_them_hide():
+  found = read([start("x"), *parts("x"), step("y", "x"), *parts("y"), end("z", "y")], FUSIONS)
+  assert [(t.bytes, t.exposed, t.beside) for t in found.transfers] == [(1.5e6, 0, ("y",))]
   assert found.computing == pytest.approx(2e-3)
 
 
-def test_a_fusion_without_its_channel_does_not_carry_it_on():
-  found = read([run("start", "piece"), run("other", "product"), run("end", "piece")], FUSIONS)
+def test_a_fusion_without_it_does_not_carry_it_on():
+  product = f"other = {MATRIX} fusion(%a, %b, %s), kind=kCustom, calls=%product"
+  found = read([start("x"), *parts("x"), product, end("z", "x")], FUSIONS)
   assert [(t.exposed, t.beside) for t in found.transfers] == [(pytest.approx(1.5e-3), ())]
+
+
+def test_transfers_of_one_channel_and_size_are_told_apart_by_what_they_move():
+  found = read([start("x"), *parts("x"), start("v", "b"), *parts("v"), step("y", "x"), *parts("y"),
+                end("u", "v"), end("z", "y")], FUSIONS)
+  assert [(t.exposed, t.beside) for t in found.transfers] == [
+    (pytest.approx(1.5e-3), ()), (0, ("y",))]
+
+
+def test_a_transfer_goes_on_beside_the_rounds_of_a_loop():
+  """One round hides a half of it."""
+  tiny = fusion("tiny", PIECE, f"c = bf16[500,500]{{1,0}} {PRODUCT}")
+  tuple_type = f"({MATRIX}, {SHARD}, {MATRIX}, u32[]{{:S(2)}})"
+  body = (f"%body (t: {tuple_type}) -> {tuple_type} {{\n  %t = {tuple_type} parameter(0)\n"
+          f"  %a = {MATRIX} get-tuple-element(%t), index=0\n" + "".join(
+            f"  %x{n} = {kind} get-tuple-element(%t), index={n + 1}\n"
+            for n, kind in enumerate((SHARD, MATRIX, "u32[]{:S(2)}")))
+          + f"  %{step('y', 'x', 'tiny')}\n" + "".join(f"  %{x}\n" for x in parts("y"))
+          + f"  ROOT %r = {tuple_type} tuple(%a, %y0, %y1, %y2)\n}}\n\n")
+  for rounds, left in ((1, 1.0e-3), (2, 0.5e-3), (10, 0)):
+    loop = [f"i = {tuple_type} tuple(%a, %x0, %x1, %x2)",
+            f'w = {tuple_type} while(%i), condition=%none, body=%body, backend_config={{'
+            f'"known_trip_count":{{"n":"{rounds}"}}}}',
+            *(f"w{n} = {kind} get-tuple-element(%w), index={n + 1}"
+              for n, kind in enumerate((SHARD, MATRIX, "u32[]{:S(2)}")))]
+    found = read([start("x"), *parts("x"), *loop, end("z", "w")], tiny + FUSIONS + body)
+    transfer, = found.transfers
+    assert (transfer.times, transfer.beside) == (1, ("w",))
+    assert transfer.exposed == pytest.approx(left, abs=2e-5)
+    assert found.computing == pytest.approx(rounds * 0.5e-3, rel=0.05)
 
 
 def test_two_at_a_time_share_the_links():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from flax.traverse_util import flatten_dict
 
-from configs import base
+from configs import base, distill
 from dinov3_jax.train import settings
 from dinov3_jax.train.settings import check_settings
 
@@ -264,3 +264,13 @@ def test_attention_that_is_unknown_or_of_another_dtype():
   passes(**{"train.attention": "cudnn"})
   said, = problems(**{"train.attention": "cudnn", "train.dtype": "float32"})
   assert "computes in bfloat16 or float16, not in train.dtype='float32'" in said
+
+
+def test_products_of_an_unknown_kind_or_of_a_network_without_blocks():
+  assert problems(**{"train.matmul": "fp4"}) == [
+    "train.matmul must be fp8, int8 or nothing, not 'fp4'"]
+  passes(**{"train.matmul": "fp8"})
+  config = distill.get_config("convnext_tiny")
+  config.train.matmul = "int8"
+  with pytest.raises(ValueError, match=r"train\.matmul='int8' is for the blocks of a ViT"):
+    check_settings(config)
