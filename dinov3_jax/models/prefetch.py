@@ -58,10 +58,14 @@ def scan(block: Callable[[Any, dict, Any], Any], x: Any, params: dict, others: A
   depth = len(jax.tree.leaves(params)[0])
   early = [FIRST]
   early_back = [FIRST] if recomputed else [name for name in LAST if name in specs]
+  late = [FIRST]
 
   def whole(leaves, index):
     at = lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False)
     return {name: partition.whole(at(p), specs[name], dtype) for name, p in leaves.items()}
+
+  def mean(grads):
+    return {name: partition.mean(g, specs[name]) for name, g in grads.items()}
 
   @functools.partial(jax.checkpoint, prevent_cse=False,
                      policy=policy or jax.checkpoint_policies.everything_saveable)
@@ -104,17 +108,22 @@ def scan(block: Callable[[Any, dict, Any], Any], x: Any, params: dict, others: A
     leaves = learned | fixed
 
     def one(carry, layer):
-      g, now = carry
+      g, now, behind = carry
       i, pullback = layer
       ahead = whole(_chosen(leaves, early_back), jnp.maximum(i - 1, 0))
       now = now | whole(_without(leaves, early_back), i)
       pullback.args_res[1:] = _chosen(now, learned), _without(now, learned)
       g, grads, _ = pullback(g)
-      grads = {name: partition.mean(d, specs[name]) for name, d in grads.items()}
-      return (g, ahead), grads
+      return (g, ahead, _chosen(grads, late)), mean(_without(grads, late) | behind)
 
     last = whole(_chosen(leaves, early_back), depth - 1)
-    (g, _), grads = jax.lax.scan(one, (g, last), (jnp.arange(depth), kept), reverse=True)
+    none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(
+      lambda: whole(_chosen(learned, late), 0)))
+    (g, _, behind), grads = jax.lax.scan(one, (g, last, none), (jnp.arange(depth), kept),
+                                         reverse=True)
+    # A round has sent those of the block after its own, the last block's round nothing.
+    for name, first in mean(behind).items():
+      grads[name] = jnp.concatenate([first[None], grads[name][:-1]])
     return g, grads | dict.fromkeys(fixed), None
 
   run.defvjp(run_forth, run_back, symbolic_zeros=True)
