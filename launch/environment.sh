@@ -1,8 +1,18 @@
 # Sourced from the repository's root: `. launch/environment.sh EXTRAS` makes .venv if it is missing,
 # installs the package with these extras if they, setup.py or the Python changed, and activates it.
+# PYTHON=python3.12 chooses the Python.
+
+if [ -n "${PYTHON:-}" ] && [ -d .venv ]; then
+  version='import sys; print(*sys.version_info[:2], sep=".")'
+  wanted=$("$PYTHON" -c "$version") && present=$(.venv/bin/python -c "$version") || return 1
+  if [ "$wanted" != "$present" ]; then
+    echo "error: .venv has Python $present, not $wanted: remove it, or leave PYTHON unset" >&2
+    return 1
+  fi
+fi
 
 if [ ! -d .venv ]; then
-  for python in python3.12 python3.13 python3.11 python3; do
+  for python in ${PYTHON:-python3.12 python3.13 python3.11 python3}; do
     # ensurepip: some systems ship a Python that cannot make a virtual environment.
     if "$python" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       break
@@ -10,7 +20,8 @@ if [ ! -d .venv ]; then
     python=
   done
   if [ -z "$python" ]; then
-    echo "error: no Python 3.11 or newer with venv found: install python3.12 and python3.12-venv" >&2
+    echo "error: ${PYTHON:-no python3} is not Python 3.11 or newer with venv:" \
+      "install python3.12 and python3.12-venv" >&2
     return 1
   fi
   echo "making .venv with $("$python" --version)"
