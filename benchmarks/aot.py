@@ -74,7 +74,7 @@ def settings_of(chip: str, stage: str) -> list[str]:
   return CHIPS[chip][1] + (STAGES[stage][2] if CHIPS[chip][1] == SMALL else [])
 
 
-def compile_row(program: Program, full: bool = False) -> dict:
+def compile_row(program: Program, full: bool = False, changed: list[str] = ()) -> dict:
   """The report of `dinov3_jax.aot`, without `full` of a program made with less effort."""
   stage, part, chip = program
   if stage in FAMILIES:
@@ -85,7 +85,7 @@ def compile_row(program: Program, full: bool = False) -> dict:
   done = subprocess.run(
     [sys.executable, "-m", "dinov3_jax.aot", *chosen, *([] if full else ["--fast"]), "--json",
      f"--topology={CHIPS[chip][0]}",
-     *(f"--config.{setting}" for setting in settings_of(chip, stage))],
+     *(f"--config.{setting}" for setting in (*settings_of(chip, stage), *changed))],
     capture_output=True, text=True)
   if done.returncode:
     return {"error": (done.stderr.strip() or "killed").splitlines()[-1]}
@@ -138,6 +138,8 @@ def main():
                       "others")
   parser.add_argument("--stage", choices=STAGES, help="this alone")
   parser.add_argument("--full", action="store_true", help="with the compiler's full effort")
+  parser.add_argument("--set", nargs="*", default=[], metavar="SETTING=VALUE",
+                      help="changed in every recipe, such as train.matmul=int8; take another file")
   args = parser.parse_args()
   chips = args.only or (["v5p", "v6e"] if args.families else list(CHIPS))
   rows = {}
@@ -149,7 +151,7 @@ def main():
     if args.stage not in (None, program.stage):
       continue
     if program not in rows:
-      rows[program] = compile_row(program, args.full)
+      rows[program] = compile_row(program, args.full, args.set)
       with args.out.open("a") as file:
         file.write(json.dumps([program, rows[program]]) + "\n")
   if args.full:

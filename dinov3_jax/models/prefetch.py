@@ -17,8 +17,8 @@ from flax import nnx
 from dinov3_jax.models import partition
 
 # The matrix that a block begins with, the last one to get a gradient.
-FIRST = ("attn", "qkv", "kernel")
-# The one with which the way back begins, unless the block is computed again.
+FIRST = (("attn", "qkv", "kernel"),)
+# The one with which the way back begins, of SwiGLU or an MLP, unless the block is computed again.
 LAST = (("mlp", "w3", "kernel"), ("mlp", "fc2", "kernel"))
 
 Leaves = dict[tuple[str, ...], jax.Array]  # by path
@@ -30,8 +30,7 @@ def helps(layout: dict) -> bool:
   Args:
     layout: of its parameters.
   """
-  spec = _flat(layout).get(FIRST)
-  return spec is not None and partition.is_cut(spec)
+  return any(partition.is_cut(spec) for spec in _chosen(_flat(layout), FIRST).values())
 
 
 def scan(block: Callable[[Any, dict, Any], Any], x: Any, params: dict, others: Any, *,
@@ -56,9 +55,7 @@ def scan(block: Callable[[Any, dict, Any], Any], x: Any, params: dict, others: A
   """
   specs = _flat(layout)
   depth = len(jax.tree.leaves(params)[0])
-  early = [FIRST]
-  early_back = [FIRST] if recomputed else [name for name in LAST if name in specs]
-  late = [FIRST]
+  first_back = FIRST if recomputed else LAST
 
   def whole(leaves, index):
     at = lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False)
@@ -79,8 +76,8 @@ def scan(block: Callable[[Any, dict, Any], Any], x: Any, params: dict, others: A
     def one(carry, layer):
       x, now = carry
       i, other = layer
-      ahead = whole(_chosen(leaves, early), jnp.minimum(i + 1, depth - 1))
-      now = now | whole(_without(leaves, early), i)
+      ahead = whole(_chosen(leaves, FIRST), jnp.minimum(i + 1, depth - 1))
+      now = now | whole(_without(leaves, FIRST), i)
       if not save:
         return (block(x, _nested(now), other), ahead), None
       x, pullback = jax.vjp(lambda *args: saving(*args, other), x, _chosen(now, learned),
@@ -88,7 +85,7 @@ def scan(block: Callable[[Any, dict, Any], Any], x: Any, params: dict, others: A
       pullback.args_res[1:] = (), ()  # whole parameters are gathered again
       return (x, ahead), pullback
 
-    first = whole(_chosen(leaves, early), 0)
+    first = whole(_chosen(leaves, FIRST), 0)
     (x, _), kept = jax.lax.scan(one, (x, first), (jnp.arange(depth), others))
     return x, kept
 
@@ -110,15 +107,15 @@ def scan(block: Callable[[Any, dict, Any], Any], x: Any, params: dict, others: A
     def one(carry, layer):
       g, now, behind = carry
       i, pullback = layer
-      ahead = whole(_chosen(leaves, early_back), jnp.maximum(i - 1, 0))
-      now = now | whole(_without(leaves, early_back), i)
+      ahead = whole(_chosen(leaves, first_back), jnp.maximum(i - 1, 0))
+      now = now | whole(_without(leaves, first_back), i)
       pullback.args_res[1:] = _chosen(now, learned), _without(now, learned)
       g, grads, _ = pullback(g)
-      return (g, ahead, _chosen(grads, late)), mean(_without(grads, late) | behind)
+      return (g, ahead, _chosen(grads, FIRST)), mean(_without(grads, FIRST) | behind)
 
-    last = whole(_chosen(leaves, early_back), depth - 1)
+    last = whole(_chosen(leaves, first_back), depth - 1)
     none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(
-      lambda: whole(_chosen(learned, late), 0)))
+      lambda: whole(_chosen(learned, FIRST), 0)))
     (g, _, behind), grads = jax.lax.scan(one, (g, last, none), (jnp.arange(depth), kept),
                                          reverse=True)
     # A round has sent those of the block after its own, the last block's round nothing.
