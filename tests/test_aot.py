@@ -25,10 +25,12 @@ def command(*arguments):
   ("v5e:2x4", 8, ["--config.mesh.fsdp=4"]),
   ("v5p:2x2x2", 8, ["--config.mesh.fsdp=4", "--config.mesh.tensor=2"])])
 def test_the_step_compiles_for_a_topology(tiny_recipe, tmp_path, topology, devices, mesh):
-  """At a width at which a chip's tiles need no padding."""
+  """At a width at which a chip's tiles need no padding, and a depth at which what is gathered a
+  block ahead is little of all that is sent."""
   done = command(
     f"--config={tiny_recipe}", f"--topology={topology}", "--json", "--fast", *mesh,
     f"--hlo={tmp_path}/step.hlo", "--config.model.width=256", "--config.model.num_heads=2",
+    "--config.model.depth=12",
     "--config.dino.prototypes=4096", "--config.ibot.prototypes=4096", "--config.dino.hidden=512",
     "--config.ibot.hidden=512", "--config.dino.bottleneck=128", "--config.ibot.bottleneck=128",
     "--config.train.batch_size=32", "--config.train.dtype=bfloat16")
