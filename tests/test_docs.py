@@ -1,15 +1,21 @@
 """The site: every link and reference leads somewhere, and a broken one fails the build."""
 
+import ast
 import html
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import urllib.parse
 
 import pytest
+
+from dinov3_jax import recipes
+from dinov3_jax.text.settings import check_settings as check_text
+from dinov3_jax.train.settings import check_settings
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/*.md")))]
@@ -80,3 +86,40 @@ def test_links_to_files_lead_to_files_of_this_folder(page):
   for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
     if not re.match(r"[a-z]+:", link):
       assert (ROOT / page).parent.joinpath(link).exists(), link
+
+
+def value_of(text):
+  """A setting's value as the command line takes it."""
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def trainings(text):
+  """The recipes that a page trains, in Python or by a command, and what it changes in each."""
+  call = r'dinov3_jax\.train\(\s*"([^"]+)",\s*"[^"]*"(?:,\s*(\{[^}]*\}))?\)'
+  for name, changes in re.findall(call, text):
+    yield name, ast.literal_eval(changes or "{}")
+  command = r"^(?:dinov3 train|python -m dinov3_jax\.(?:main|train)) (.*)$"
+  for line in re.findall(command, text.replace("\\\n", " "), re.MULTILINE):
+    options = dict(option.split("=", 1) for option in shlex.split(line, comments=True)
+                   if option.startswith("--config") and "=" in option)
+    if recipe := options.pop("--config", None):
+      yield recipe, {key.removeprefix("--config."): value_of(value)
+                     for key, value in options.items()}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_pages_train_has_settings_that_fit_together(page):
+  text = (ROOT / page).read_text()
+  for name, changes in trainings(text):
+    if ":transformers:" in name:  # comes from the hub
+      continue
+    config = recipes.load(name, changes)
+    (check_text if "text" in config else check_settings)(config)
+
+
+def test_pages_train_something():
+  found = [x for page in PAGES for x in trainings((ROOT / page).read_text())]
+  assert len(found) > 10 and any(changes for _, changes in found)

@@ -77,22 +77,27 @@ def lr_scale(rule: str, batch_size: int) -> float:
 
 
 def misfits(config) -> list[str]:
-  """In one entry, all schedules that are longer than `train.steps`, and the keys to set."""
-  total, long = config.train.steps, []
+  """In one entry, all schedules that are longer than `train.steps`, and what they may be."""
+  total, long, short = config.train.steps, [], []
+
+  def fit(keys: list[str], values: list[int], room: int):
+    """Notes these settings if together they take more steps than there are."""
+    if sum(values) > room:
+      lengths = {key: value for key, value in zip(keys, values) if value}
+      long.append(" and ".join(f"{key}={value}" for key, value in lengths.items()))
+      short.extend(f"--config.{key}={value * max(room, 0) // sum(values)}"
+                   for key, value in lengths.items())
+
   for name, schedule in config.schedules.items():
-    warmup, cosine = schedule.warmup_steps, schedule.cosine_steps or 0
-    if warmup + cosine > total - _first_step(config, name):
-      parts = [f"schedules.{name}.{key}={schedule[key]}" for key in ("warmup_steps", "cosine_steps")
-               if schedule[key]]
-      long.append(" and ".join(parts))
+    fit([f"schedules.{name}.warmup_steps", f"schedules.{name}.cosine_steps"],
+        [schedule.warmup_steps, schedule.cosine_steps or 0], total - _first_step(config, name))
   optim = config.optim
-  if max(optim.freeze_backbone_steps, 0) + optim.ramp_backbone_steps > total:
-    long.append(f"optim.freeze_backbone_steps={optim.freeze_backbone_steps} and "
-                f"optim.ramp_backbone_steps={optim.ramp_backbone_steps}")
-  frozen = optim.freeze_last_layer_steps
-  if long and frozen > total:  # alone it is allowed, to train with fixed prototypes
-    long.append(f"optim.freeze_last_layer_steps={frozen}")
-  return [f"train.steps={total} is too short for {', '.join(long)}: lower these, too"] * bool(long)
+  fit(["optim.freeze_backbone_steps", "optim.ramp_backbone_steps"],
+      [max(optim.freeze_backbone_steps, 0), optim.ramp_backbone_steps], total)
+  if long:  # alone it is allowed, to train with fixed prototypes
+    fit(["optim.freeze_last_layer_steps"], [optim.freeze_last_layer_steps], total)
+  return [f"train.steps={total} is too short for {', '.join(long)}: lower these, too, for example "
+          f"with {' '.join(short)}"] * bool(long)
 
 
 def _first_step(config, name: str) -> int:

@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -110,7 +111,25 @@ def test_all_misfits_are_in_one_line_with_the_keys_to_set():
     "train.steps=1000 is too short for schedules.gram_weight.warmup_steps=600 and "
     "schedules.gram_weight.cosine_steps=500, schedules.lr.warmup_steps=12500, "
     "schedules.teacher_temp.warmup_steps=37500, schedules.weight_decay.cosine_steps=1001, "
-    "optim.freeze_last_layer_steps=1250: lower these, too"]
+    "optim.freeze_last_layer_steps=1250: lower these, too, for example with "
+    "--config.schedules.gram_weight.warmup_steps=545 "
+    "--config.schedules.gram_weight.cosine_steps=454 --config.schedules.lr.warmup_steps=1000 "
+    "--config.schedules.teacher_temp.warmup_steps=1000 "
+    "--config.schedules.weight_decay.cosine_steps=1000 "
+    "--config.optim.freeze_last_layer_steps=1000"]
+
+
+@given(steps=st.integers(1, 40), start=st.none() | st.integers(0, 50))
+def test_what_is_proposed_fits(steps, start):
+  config = base.get_config()
+  config.schedules.gram_weight.update(warmup_steps=6, cosine_steps=5)
+  config.optim.update(freeze_backbone_steps=30, ramp_backbone_steps=20)
+  config.gram.start_at, config.train.steps = start, steps
+  said, = misfits(config)
+  for key, value in re.findall(r"--config\.([\w.]+)=(\d+)", said):
+    config.update_from_flattened_dict({key: int(value)})
+  left = misfits(config)
+  assert left == [] or steps < (start or 0)
 
 
 def test_the_weight_of_a_gram_loss_counts_from_its_start():
@@ -145,7 +164,8 @@ def test_a_backbone_that_waits_has_a_ramp():
   config.train.steps = 6
   assert misfits(config) == [
     "train.steps=6 is too short for optim.freeze_backbone_steps=3 and optim.ramp_backbone_steps=4: "
-    "lower these, too"]
+    "lower these, too, for example with --config.optim.freeze_backbone_steps=2 "
+    "--config.optim.ramp_backbone_steps=3"]
   config.train.steps = 7
   assert misfits(config) == []
 
