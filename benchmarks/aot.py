@@ -5,7 +5,7 @@
 compiles what the file does not hold yet, one program after the other, and prints the table, with
 `--families` that of the steps of distillation. With `--full` the compiler makes its full effort, as
 in training, which takes several times as long, and the table says what of the collectives is
-hidden; take another file. It takes hours on two CPU cores, and a few GB of memory. Needs
+hidden. It takes hours on two CPU cores, and a few GB of memory. Needs
 `pip install -e .[tpu]`.
 """
 
@@ -139,21 +139,22 @@ def main():
   parser.add_argument("--stage", choices=STAGES, help="this alone")
   parser.add_argument("--full", action="store_true", help="with the compiler's full effort")
   parser.add_argument("--set", nargs="*", default=[], metavar="SETTING=VALUE",
-                      help="changed in every recipe, such as train.matmul=int8; take another file")
+                      help="changed in every recipe, such as train.matmul=int8")
   args = parser.parse_args()
   chips = args.only or (["v5p", "v6e"] if args.families else list(CHIPS))
-  rows = {}
+  made, rows = [args.full, args.set], {}  # a file may have rows of all kinds
   if args.out.exists():
     for text in args.out.read_text().splitlines():
-      key, report = json.loads(text)
-      rows[Program(*key)] = report
+      key, kind, report = json.loads(text)
+      if kind == made:
+        rows[Program(*key)] = report
   for program in programs(chips, args.families):
     if args.stage not in (None, program.stage):
       continue
     if program not in rows:
       rows[program] = compile_row(program, args.full, args.set)
       with args.out.open("a") as file:
-        file.write(json.dumps([program, rows[program]]) + "\n")
+        file.write(json.dumps([program, made, rows[program]]) + "\n")
   if args.full:
     print("| step, px | chip | peak | computing, s | gathers | exposed | scatters | exposed | sums "
           "| exposed | in turn, s | overlapped, s | compiled, s |")

@@ -189,7 +189,7 @@ def get_config() -> ConfigDict:
       micro_batches=1,
       dtype="bfloat16",  # of the computation; parameters stay float32
       # none | dots: keep matrix products alone | full: keep only each block's input | offload: and
-      # that in the host's memory
+      # that in the host's memory. Parameters of other devices are never kept, but gathered again.
       remat="dots",
       # auto: XLA's attention; on TPUs, from 1,024 tokens on, a kernel that keeps no scores | xla:
       # XLA's at any length | cudnn: NVIDIA's kernel, in bfloat16 or float16. On GPUs auto stays

@@ -10,6 +10,7 @@ import numpy as np
 
 from dinov3_jax.costs import hlo
 from dinov3_jax.costs.flops import crops_of_step
+from dinov3_jax.costs.stages import find_stages
 from dinov3_jax.models.partition import axes_of
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
@@ -39,33 +40,43 @@ def collectives(text: str, devices: int) -> list[Collective]:
   """The collectives of a compiled program; those in loops count for every round.
 
   A TPU's compiler writes one that goes on beside other work several times: in the fusion that
-  starts it, in those that it goes on beside, and in the one that ends it. They share a channel, and
-  count once.
+  starts it, in those that it goes on beside, and in the one that ends it. It counts once (see
+  `stages`).
 
   Args:
     text: `compiled.as_text()`.
     devices: of the program.
   """
   computations, entry = hlo.parse(text)
+  types = {name: {i.name: i.type for i in body} for name, body in computations.items()}
   fused = {name for body in computations.values() for i in body if i.opcode == "fusion"
-           for name in hlo.called(i, computations)}
-  found, stages = [], set()
+           for name, _ in hlo.inside(i, computations)}
+  found = []
+
+  def add(i: hlo.Instruction, name: str, times: int):
+    kind = i.opcode.removesuffix("-start")
+    operands = tuple(types[name][x] for x in i.operands if x in types[name])
+    group = len(hlo.group(i, devices))
+    size = sum(map(hlo.size, operands))
+    found.append(Collective(kind, operands, group, times, times * sent(kind, size, group),
+                            i.source))
+
   for name, times in hlo.times(computations, entry).items():
-    types = {i.name: i.type for i in computations[name]}
+    if name in fused:
+      continue
+    inside = {}
     for i in computations[name]:
-      kind = i.opcode.removesuffix("-start")
-      if kind not in KINDS:
-        continue
-      operands = tuple(types[x] for x in i.operands if x in types)
-      if name in fused and i.channel:
-        stage = kind, i.channel, *(hlo.TYPE.search(x)[0].partition("{")[0] for x in operands)
-        if stage in stages:
-          continue
-        stages.add(stage)
-      group = len(hlo.group(i, devices))
-      size = sum(map(hlo.size, operands))
-      found.append(Collective(kind, operands, group, times, times * sent(kind, size, group),
-                              i.source))
+      if i.opcode.removesuffix("-start") in KINDS:
+        add(i, name, times)
+      elif i.opcode == "fusion":
+        parts = [(c, n) for n, c in hlo.inside(i, computations) if c.opcode in KINDS]
+        if parts:
+          inside[i.name] = parts
+    stages = find_stages(computations[name], {
+      fusion: [c for c, _ in parts] for fusion, parts in inside.items()}, computations)
+    for fusion, collective in stages.started_here:
+      c, n = next((c, n) for c, n in inside[fusion] if c.name == collective)
+      add(c, n, times)
   return found
 
 
@@ -87,7 +98,7 @@ def least_bytes(config, student, mesh, resolution: int = 0, teacher=None) -> dic
   """What a step must send from each device for its layout, in bytes by kind.
 
   Parameters cut over `fsdp` are gathered in the computation's dtype: each network's once, and the
-  student's blocks again where the backward pass computes them again. Gradients are summed once, in
+  student's blocks again for the backward pass. Gradients are summed once, in
   float32. With micro-batches, blocks are gathered and all gradients summed for each of them.
   Sinkhorn sums a vector over the prototypes in each of three iterations of both losses, and how
   prototypes are used takes one more of DINO's.
@@ -110,8 +121,7 @@ def least_bytes(config, student, mesh, resolution: int = 0, teacher=None) -> dic
     names = [key.key for key in path]
     held = _held(x, sizes)
     if "fsdp" in _cut(x):
-      again = "blocks" in names and config.train.remat != "none"
-      passes = 1 + (teacher is None) + again + (
+      passes = 1 + (teacher is None) + ("blocks" in names) + (
         names[0] == "backbone" and config.gram.teacher == "own")
       passes *= parts if "blocks" in names else 1
       least["all-gather"] += passes * sent("all-gather", width * held, fsdp)

@@ -3,9 +3,9 @@ its time from that and the chip's data sheet.
 
 A program that is compiled for TPUs has a schedule: the order in which its text stands. A collective
 is one instruction there, for which all wait; or a start and an end (`all-gather-start`,
-`async-start`), between which a device's other units carry it on; or several fusions that share a
-channel, the first of which starts it and the last of which ends it, while those between compute and
-carry it on (see `stages`). What is not hidden by computation in between is exposed.
+`async-start`), between which a device's other units carry it on; or several fusions, the first of
+which starts it and the last of which ends it, while those between compute and carry it on (see
+`stages`). What is not hidden by computation in between is exposed.
 
 The estimate is a lower bound: products take as long as the units for them would need at their peak,
 anything else as long as the main memory needs for what goes in and out, collectives as long as the
@@ -58,13 +58,13 @@ class Schedule(NamedTuple):
   Attributes:
     computing: seconds in which it computes.
     transfers: its collectives.
-    carried: of a loop's body, seconds in which it carries on what started before the loop, by
+    hidden_outside: of a loop's body, seconds in which it hides what started before the loop, by
       position in the loop's values.
   """
 
   computing: float
   transfers: list[Transfer]
-  carried: dict[int, float]
+  hidden_outside: dict[int, float]
 
   @property
   def sending(self) -> dict[str, float]:
@@ -126,7 +126,7 @@ def _total(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
   return dict(result)
 
 
-class _Flight:
+class _Ongoing:
   """A collective that has started and has not ended."""
 
   def __init__(self, kind: str, size: float, seconds: float, source: str):
@@ -140,7 +140,7 @@ class _Flight:
     self.left -= hidden
     return hidden
 
-  def landed(self) -> Transfer:
+  def finished(self) -> Transfer:
     return Transfer(self.kind, self.size, 1, self.seconds, self.left, tuple(self.beside),
                     self.source)
 
@@ -166,51 +166,55 @@ class _Reader:
     transfers = {i.name: self._transfers(name, i) for i in body}
     stages = find_stages(body, {i.name: [c for c, _ in transfers[i.name]] for i in body
                                 if i.opcode == "fusion" and transfers[i.name]}, self.computations)
-    through = collections.defaultdict(list)  # by fusion, the flights that it carries on
-    for flight, names in stages.own.items():
+    through = collections.defaultdict(list)  # by fusion, the collectives that it carries on
+    for key, names in stages.started_here.items():
       for n in names:
-        through[n].append(flight)
-    started, flying, landed, computing = {}, {}, [], 0.0
-    carried = collections.Counter()
+        through[n].append(key)
+    started, ongoing, done, computing = {}, {}, [], 0.0
+    hidden_outside = collections.Counter()
     for i in body:
       below = self._below(i)
       seconds = below.computing if below else self._seconds(i, types, transfers[i.name])
       computing += seconds
       if below:
-        landed += below.transfers
+        done += below.transfers
         seconds -= sum(t.times * (t.seconds - t.exposed) for t in below.transfers)
-        for position, spent in below.carried.items():
-          if flight := flying.get(stages.loops.get(i.name, {}).get(position)):
-            seconds -= flight.hide(spent, i.name)
-      for key, flight in flying.items():
-        if seconds > 0 and (key not in stages.own or i.name in stages.own[key]):
-          seconds -= flight.hide(seconds, i.name)
+        for position, spent in below.hidden_outside.items():
+          handed = stages.loops.get(i.name, {}).get(position)
+          if isinstance(handed, int):
+            hidden_outside[handed] += spent
+          elif handed in ongoing:
+            seconds -= ongoing[handed].hide(spent, i.name)
+      for key, transfer in ongoing.items():
+        if seconds > 0 and (key not in stages.started_here or i.name in stages.started_here[key]):
+          seconds -= transfer.hide(seconds, i.name)
       if seconds > 0:
-        for position, names in stages.foreign.items():
+        for position, names in stages.from_outside.items():
           if i.name in names:
-            carried[position] += seconds
+            hidden_outside[position] += seconds
 
-      new = {c.name: flight for c, flight in transfers[i.name]}
+      new = {c.name: transfer for c, transfer in transfers[i.name]}
       if i.opcode == "fusion":
         for key in through[i.name]:
-          names = stages.own[key]
+          names = stages.started_here[key]
           if i.name == names[0]:
-            flying[key] = new[key[1]]
+            ongoing[key] = new[key[1]]
           if i.name == names[-1]:
-            landed.append(flying.pop(key).landed())
+            done.append(ongoing.pop(key).finished())
       elif i.opcode.endswith("-start"):
-        for flight in new.values():
-          flying[i.name] = flight
+        for transfer in new.values():
+          ongoing[i.name] = transfer
           started[i.name] = i.name
       else:
-        landed += [flight.landed() for flight in new.values()]
+        done += [transfer.finished() for transfer in new.values()]
       if i.opcode.endswith(("-done", "-update")):
         start = next((started[x] for x in i.operands if x in started), None)
         if start and i.opcode.endswith("-update"):
           started[i.name] = start
-        elif start and start in flying:
-          landed.append(flying.pop(start).landed())
-    return Schedule(computing, landed + [flight.landed() for flight in flying.values()], carried)
+        elif start and start in ongoing:
+          done.append(ongoing.pop(start).finished())
+    return Schedule(computing, done + [transfer.finished() for transfer in ongoing.values()],
+                    hidden_outside)
 
   def _below(self, i: hlo.Instruction) -> Schedule | None:
     """Of a loop, a call, or the longest branch of a condition."""
@@ -219,13 +223,13 @@ class _Reader:
       each = self.read(next(hlo.called(i, self.computations)))
       return Schedule(rounds * each.computing,
                       [t._replace(times=rounds * t.times) for t in each.transfers],
-                      {n: rounds * seconds for n, seconds in each.carried.items()})
+                      {n: rounds * seconds for n, seconds in each.hidden_outside.items()})
     if i.opcode in _OTHERS:
       branches = [self.read(name) for name in hlo.called(i, self.computations)]
       return max(branches, key=lambda s: s.computing + sum(s.sending.values()), default=None)
     return None
 
-  def _transfers(self, name: str, i: hlo.Instruction) -> list[tuple[hlo.Instruction, _Flight]]:
+  def _transfers(self, name: str, i: hlo.Instruction) -> list[tuple[hlo.Instruction, _Ongoing]]:
     """The collectives that an instruction of a computation is, or that it contains if it is no
     loop or call."""
     if i.opcode in _OTHERS or i.opcode.endswith(("-done", "-update")):
@@ -238,7 +242,7 @@ class _Reader:
         group = hlo.group(c, self.devices)
         size = sent(kind, sum(hlo.size(types[x]) for x in c.operands if x in types), len(group))
         seconds = size / self.bandwidth(group) if len(group) > 1 else 0.0
-        found.append((c, _Flight(kind, size, seconds, c.source or i.source)))
+        found.append((c, _Ongoing(kind, size, seconds, c.source or i.source)))
     return found
 
   def _seconds(self, i: hlo.Instruction, types: dict[str, str], transfers: list) -> float:

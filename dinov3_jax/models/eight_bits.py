@@ -1,4 +1,4 @@
-"""Matrix products in 8 bits, with scales, as the reference trains the blocks of its 7B.
+"""Matrix products in 8 bits, with scales; in fp8 as the reference trains the blocks of its 7B.
 
 Forward, every row of the input and every column of the weights has a scale of its own, which takes
 its largest magnitude to the largest number of the 8 bits. Backward, the gradient of the input is
@@ -83,7 +83,8 @@ def _rounded(kind: jnp.dtype, x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.
   x = x.astype(jnp.float32)
   is_float = jnp.issubdtype(kind, jnp.floating)
   largest = float(jnp.finfo(kind).max) if is_float else 127.0
-  scale = jnp.maximum(jnp.max(jnp.abs(x), axes, keepdims=True), 1e-12) / largest
+  # Rows of zeros have a scale, too. Gradients may be as small as LayerScale's 1e-5 of others.
+  scale = jnp.maximum(jnp.max(jnp.abs(x), axes, keepdims=True), 1e-30) / largest
   x /= scale
   # Division may come out a rounding above the largest number, which e4m3 has no infinity for.
   x = jnp.clip(x if is_float else jnp.round(x), -largest, largest)

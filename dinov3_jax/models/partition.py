@@ -98,9 +98,9 @@ def whole(params: Any, layout: Any, dtype: jnp.dtype) -> Any:
   return jax.tree.map(lambda x, spec: _gather(spec, jnp.dtype(dtype), x), params, layout)
 
 
-def mean(gradients: Any, layout: Any) -> Any:
-  """The way back of `whole`: the mean over the data shards of whole parameters' gradients, float32,
-  of each the part that a device keeps.
+def mean_over_shards(gradients: Any, layout: Any) -> Any:
+  """The backward pass of `whole`: of each gradient of a whole parameter, the mean over the data
+  shards in float32, and of that the part that a device keeps.
 
   Args:
     gradients: a tree of arrays.

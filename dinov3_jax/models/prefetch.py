@@ -1,9 +1,9 @@
-"""A scan over blocks that are cut over devices, the first part of each gathered a block ahead.
+"""A scan over blocks that are cut over devices, the first matrix of each gathered a block ahead.
 
 A block can begin only when its first matrix is there. Gathered in its own round of the scan, that
 matrix is waited for, while the gathers of the others go on beside products. Here a round gathers
-what the next one begins with, and likewise, on the way back, a round sends the gradients with which
-the one before it ended: a device then always has products to compute meanwhile.
+what the next one begins with, and in the backward pass a round also sends the gradients with which
+the round before it ended, so that a device has products to compute meanwhile.
 """
 
 import functools
@@ -16,21 +16,22 @@ from flax import nnx
 
 from dinov3_jax.models import partition
 
-# The matrix that a block begins with, the last one to get a gradient.
-FIRST = (("attn", "qkv", "kernel"),)
-# The one with which the way back begins, of SwiGLU or an MLP, unless the block is computed again.
-LAST = (("mlp", "w3", "kernel"), ("mlp", "fc2", "kernel"))
+# The matrix with which a block begins. Its gradient is the last one.
+FORWARD_FIRST = (("attn", "qkv", "kernel"),)
+# The one with which the backward pass begins, of SwiGLU or an MLP, unless it first computes the
+# block again.
+BACKWARD_FIRST = (("mlp", "w3", "kernel"), ("mlp", "fc2", "kernel"))
 
 Leaves = dict[tuple[str, ...], jax.Array]  # by path
 
 
-def helps(layout: dict) -> bool:
-  """Whether a block begins with what other devices have; inside `jax.shard_map`.
+def begins_with_a_cut_matrix(layout: dict) -> bool:
+  """Whether a block's first matrix is cut over several devices; inside `jax.shard_map`.
 
   Args:
     layout: of its parameters.
   """
-  return any(partition.is_cut(spec) for spec in _chosen(_flat(layout), FIRST).values())
+  return any(partition.is_cut(spec) for spec in _chosen(_flat(layout), FORWARD_FIRST).values())
 
 
 def scan(block: Callable[[Any, dict, Any], Any], x: Any, params: dict, others: Any, *,
@@ -51,84 +52,96 @@ def scan(block: Callable[[Any, dict, Any], Any], x: Any, params: dict, others: A
     layout: of one block's parameters, see `partition.whole`.
     dtype: that parameters are gathered in.
     policy: of `jax.checkpoint`; None keeps everything but whole parameters.
-    recomputed: whether the way back through a block begins with its way forth.
+    recomputed: whether the backward pass first computes a block again.
   """
   specs = _flat(layout)
   depth = len(jax.tree.leaves(params)[0])
-  first_back = FIRST if recomputed else LAST
+  backward_first = FORWARD_FIRST if recomputed else BACKWARD_FIRST
 
   def whole(leaves, index):
     at = lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False)
     return {name: partition.whole(at(p), specs[name], dtype) for name, p in leaves.items()}
 
   def mean(grads):
-    return {name: partition.mean(g, specs[name]) for name, g in grads.items()}
+    return {name: partition.mean_over_shards(g, specs[name]) for name, g in grads.items()}
 
   @functools.partial(jax.checkpoint, prevent_cse=False,
                      policy=policy or jax.checkpoint_policies.everything_saveable)
   def saving(x, learned, fixed, other):
     return block(x, _nested(learned | jax.lax.stop_gradient(fixed)), other)
 
-  def forth(x, learned, fixed, others, save):
-    """The result, and what the way back needs of each block."""
+  def forward(x, learned, fixed, others, save):
+    """The result, and what the backward pass needs of each block."""
     leaves = learned | fixed
 
-    def one(carry, layer):
+    def round_(carry, layer):
       x, now = carry
       i, other = layer
-      ahead = whole(_chosen(leaves, FIRST), jnp.minimum(i + 1, depth - 1))
-      now = now | whole(_without(leaves, FIRST), i)
+      ahead = whole(_chosen(leaves, FORWARD_FIRST), jnp.minimum(i + 1, depth - 1))
+      now = now | whole(_without(leaves, FORWARD_FIRST), i)
       if not save:
         return (block(x, _nested(now), other), ahead), None
       x, pullback = jax.vjp(lambda *args: saving(*args, other), x, _chosen(now, learned),
                             _without(now, learned))
-      pullback.args_res[1:] = (), ()  # whole parameters are gathered again
+      # Of what JAX keeps for the pullback, arguments of the function are here, one by one. Whole
+      # parameters are taken out, and put back when they have been gathered again.
+      pullback.args_res[1:] = (), ()
       return (x, ahead), pullback
 
-    first = whole(_chosen(leaves, FIRST), 0)
-    (x, _), kept = jax.lax.scan(one, (x, first), (jnp.arange(depth), others))
+    first = whole(_chosen(leaves, FORWARD_FIRST), 0)
+    (x, _), kept = jax.lax.scan(round_, (x, first), (jnp.arange(depth), others))
     return x, kept
 
   @jax.custom_vjp
   def run(x, leaves, others):
-    return forth(x, leaves, {}, others, save=False)[0]
+    return forward(x, leaves, {}, others, save=False)[0]
 
-  def run_forth(x, leaves, others):
+  def run_forward(x, leaves, others):
     values = lambda tree: jax.tree.map(lambda p: p.value, tree, is_leaf=_is_primal)
     learned = {name: p.value for name, p in leaves.items() if p.perturbed}
     fixed = values(_without(leaves, learned))
-    x, kept = forth(values(x), learned, fixed, values(others), save=True)
+    x, kept = forward(values(x), learned, fixed, values(others), save=True)
     return x, (kept, learned, fixed)
 
-  def run_back(saved, g):
+  def run_backward(saved, g):
     kept, learned, fixed = saved
     leaves = learned | fixed
+    g = jax.tree.map(_instantiated, g, is_leaf=_is_zero)
 
-    def one(carry, layer):
-      g, now, behind = carry
+    def round_(carry, layer):
+      g, now, pending = carry
       i, pullback = layer
-      ahead = whole(_chosen(leaves, first_back), jnp.maximum(i - 1, 0))
-      now = now | whole(_without(leaves, first_back), i)
+      ahead = whole(_chosen(leaves, backward_first), jnp.maximum(i - 1, 0))
+      now = now | whole(_without(leaves, backward_first), i)
       pullback.args_res[1:] = _chosen(now, learned), _without(now, learned)
       g, grads, _ = pullback(g)
-      return (g, ahead, _chosen(grads, FIRST)), mean(_without(grads, FIRST) | behind)
+      following = _chosen(grads, FORWARD_FIRST)
+      return (g, ahead, following), mean(_without(grads, FORWARD_FIRST) | pending)
 
-    last = whole(_chosen(leaves, first_back), depth - 1)
+    last = whole(_chosen(leaves, backward_first), depth - 1)
     none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(
-      lambda: whole(_chosen(learned, FIRST), 0)))
-    (g, _, behind), grads = jax.lax.scan(one, (g, last, none), (jnp.arange(depth), kept),
+      lambda: whole(_chosen(learned, FORWARD_FIRST), 0)))
+    (g, _, pending), grads = jax.lax.scan(round_, (g, last, none), (jnp.arange(depth), kept),
                                          reverse=True)
-    # A round has sent those of the block after its own, the last block's round nothing.
-    for name, first in mean(behind).items():
+    # A round has sent those of the block after its own, the first one zeros.
+    for name, first in mean(pending).items():
       grads[name] = jnp.concatenate([first[None], grads[name][:-1]])
     return g, grads | dict.fromkeys(fixed), None
 
-  run.defvjp(run_forth, run_back, symbolic_zeros=True)
+  run.defvjp(run_forward, run_backward, symbolic_zeros=True)
   return run(x, _flat(params), others)
 
 
 def _is_primal(x: Any) -> bool:
   return isinstance(x, jax.custom_derivatives.CustomVJPPrimal)
+
+
+def _is_zero(x: Any) -> bool:
+  return isinstance(x, jax.custom_derivatives.SymbolicZero)
+
+
+def _instantiated(x: Any) -> jax.Array:
+  return jnp.zeros(x.shape, x.dtype) if _is_zero(x) else x
 
 
 def _flat(tree: dict) -> Leaves:

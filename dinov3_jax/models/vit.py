@@ -208,7 +208,7 @@ class VisionTransformer(nnx.Module):
               for x, rope, key in zip(crops, drawn, keys)]
 
     dtype = crops[0].dtype
-    if layout and prefetch.helps(layout):
+    if layout and prefetch.begins_with_a_cut_matrix(layout):
       return prefetch.scan(block, crops, params, (keys, drawn), layout=layout, dtype=dtype,
                            policy=REMAT[remat], recomputed=remat in ("full", "offload"))
 

@@ -107,8 +107,8 @@ def _unknown(config: ConfigDict) -> Iterator[str]:
            "set one of these, or train.attention='auto'")
   if config.train.matmul not in eight_bits.CHOICES:
     yield f"train.matmul must be fp8, int8 or nothing, not {config.train.matmul!r}"
-  if config.train.matmul and "depths" in config.model:
-    yield (f"train.matmul={config.train.matmul!r} is for the blocks of a ViT, which a ConvNeXt "
+  if config.train.matmul and {"depths", "callable"} & set(config.model):
+    yield (f"train.matmul={config.train.matmul!r} is for the blocks of a ViT, which this network "
            "does not have: leave it empty")
   if config.checkpoint.on_error not in ("continue", "stop"):
     yield f"checkpoint.on_error must be continue or stop, not {config.checkpoint.on_error!r}"

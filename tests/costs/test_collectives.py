@@ -198,16 +198,23 @@ def test_as_a_tpu_compiler_writes_it():
 
 
 def test_a_gather_beside_other_work_counts_once():
-  """Its start, the fusion that it goes on beside, and its end, in the rounds of a loop."""
-  gather = "all-gather(%p), channel_id={}, replica_groups=[1,8]<=[8]"
-  fusion = "%{} (p: bf16[1,4]) -> bf16[8,4] {{\n  %p = bf16[1,4]{{1,0{}}} parameter(0)\n" + (
-    "  ROOT %g = bf16[8,4]{{1,0}} " + gather + "\n}}\n\n")
-  names = [("start", "", 3), ("beside", ":S(1)", 3), ("end", "", 3), ("other", "", 4)]
-  hlo = HLO.replace("%body (t", "".join(fusion.format(*x) for x in names) + "%body (t").replace(
-    "  %start =", "".join(f"  %{name}1 = bf16[8,4]{{1,0}} fusion(%fused), calls=%{name}\n"
-                          for name, _, _ in names) + "  %start =")
+  """Its start, the fusion that it goes on beside, and its end, in the rounds of a loop. Another one
+  of the same channel and size is another."""
+  piece = ("%piece (p: bf16[1,4]) -> bf16[8,4] {\n  %p = bf16[1,4]{1,0} parameter(0)\n"
+           "  ROOT %g = bf16[8,4]{1,0} all-gather(%p), channel_id=1, replica_groups=[1,8]<=[8]\n"
+           "}\n\n")
+  part, semaphore = "bf16[1,4]{1,0}", "u32[]{:S(2)}"
+  lines, handed = [], "%fused"
+  for name in ("begin", "beside", "end"):
+    lines += [f"%{name} = ({part}, {semaphore}) fusion({handed}), calls=%piece",
+              f"%{name}0 = {part} get-tuple-element(%{name}), index=0",
+              f"%{name}1 = {semaphore} get-tuple-element(%{name}), index=1"]
+    handed = f"%{name}0, %{name}1"
+  lines.append("%other = bf16[8,4]{1,0} fusion(%fused), calls=%piece")
+  hlo = HLO.replace("%body (t", piece + "%body (t").replace(
+    "  %start =", "".join(f"  {line}\n" for line in lines) + "  %start =")
   found = [c for c in collectives(hlo, 8) if c.kind == "all-gather"]
-  assert [c.bytes for c in found] == [40 * 7 * 8.0] * 3  # channels 3 and 4, and the one before
+  assert [c.bytes for c in found] == [40 * 7 * 8.0] * 3  # these two, and the one before
 
 
 def test_bytes_on_a_ring():

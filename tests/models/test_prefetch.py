@@ -18,9 +18,9 @@ DEPTH = 5
 
 
 @functools.cache
-def network(rank=0):
+def network(rank=0, ffn="swiglu"):
   """A small network whose blocks four devices have in parts, and a batch for it."""
-  model = VisionTransformer(width=32, depth=DEPTH, num_heads=2, patch_size=8, ffn="swiglu",
+  model = VisionTransformer(width=32, depth=DEPTH, num_heads=2, patch_size=8, ffn=ffn,
                             ffn_ratio=3.0, drop_path=0.5, storage_tokens=1, adapter_rank=rank,
                             rope=dict(rescale=2.0), rngs=nnx.Rngs(0))
   graph, params = nnx.split(model)
@@ -33,18 +33,18 @@ def network(rank=0):
   return graph, params, param_specs(mesh, params), mesh, images
 
 
-def gradients(remat="full", rank=0, learned=lambda path: True, dtype=jnp.float32):
-  """Compiled: `(params, images) -> (loss, gradients)` on eight devices."""
-  graph, _, layout, mesh, _ = network(rank)
+def gradients(remat="full", rank=0, learned=lambda path: True, ffn="swiglu", outputs=2):
+  """`(params, images) -> (loss, gradients)` on eight devices; the loss is of so many crop kinds."""
+  graph, _, layout, mesh, _ = network(rank, ffn)
 
   def loss(params, images):
     keep = lambda path, x: x if learned(partition.path_name(path)) else jax.lax.stop_gradient(x)
     params = jax.tree_util.tree_map_with_path(keep, params)
-    parts = {name: part if name == "blocks" else partition.whole(part, layout[name], dtype)
+    parts = {name: part if name == "blocks" else partition.whole(part, layout[name], jnp.float32)
              for name, part in params.items()}
     crops = nnx.merge(graph, parts).forward_crops(
       *images, key=jax.random.key(3), remat=remat, layout=layout["blocks"])
-    return sum(jnp.mean(jnp.sin(c["patches"].astype(jnp.float32))) for c in crops)
+    return sum(jnp.mean(jnp.sin(c["patches"])) for c in crops[:outputs])
 
   def of_shard(params, images):
     value, grads = jax.value_and_grad(loss)(params, images)
@@ -57,20 +57,21 @@ def gradients(remat="full", rank=0, learned=lambda path: True, dtype=jnp.float32
 @pytest.fixture
 def waiting(monkeypatch):
   """Turns it off, so that every block gathers what it needs when its turn comes."""
-  return lambda: monkeypatch.setattr(prefetch, "helps", lambda layout: False)
+  return lambda: monkeypatch.setattr(prefetch, "begins_with_a_cut_matrix", lambda layout: False)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_blocks_that_are_gathered_ahead_compute_the_same(remat, waiting):
-  _, params, _, _, images = network()
-  ahead = jax.jit(gradients(remat))(params, images)
+@pytest.mark.parametrize("remat, ffn, outputs", [
+  ("none", "swiglu", 2), ("dots", "swiglu", 2), ("dots", "mlp", 2), ("full", "swiglu", 1)])
+def test_blocks_that_are_gathered_ahead_compute_the_same(remat, ffn, outputs, waiting):
+  _, params, _, _, images = network(ffn=ffn)
+  run = lambda: jax.jit(gradients(remat, ffn=ffn, outputs=outputs))(params, images)
+  ahead = run()
   waiting()
-  chex.assert_trees_all_close(ahead, jax.jit(gradients(remat))(params, images), rtol=1e-5,
-                              atol=1e-8)
+  chex.assert_trees_all_close(ahead, run(), rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full", "offload"])
-def test_whole_parameters_are_not_kept_for_the_way_back(remat):
+def test_whole_parameters_are_not_kept_for_the_backward_pass(remat):
   _, params, layout, _, images = network()
   traced = jax.make_jaxpr(gradients(remat))(params, images)
   of_shard, = (e for e in traced.eqns if e.primitive.name == "shard_map")
