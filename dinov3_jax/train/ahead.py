@@ -248,6 +248,6 @@ def compile_parts(config: ConfigDict, devices: list, resolution: int = 0,
 def _schedule(text: str, devices: list, chip: Chip) -> Schedule:
   """That of a program on these devices, in their order; see `Report`."""
   if not chip.link or len({getattr(device, "slice_index", 0) for device in devices}) > 1:
-    return Schedule(0.0, [])
+    return Schedule(0.0, [], {})
   return read_schedule(text, len(devices), chip,
                        link_bandwidth(chip, [tuple(device.coords) for device in devices]))

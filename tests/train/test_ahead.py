@@ -1,8 +1,10 @@
 import jax
+import jax.numpy as jnp
 import pytest
 
 from dinov3_jax.aot import describe
 from dinov3_jax.costs import flops
+from dinov3_jax.costs.collectives import sent
 from dinov3_jax.train import ahead, sharding
 from dinov3_jax.train.family import members
 
@@ -21,7 +23,8 @@ def taught_by(distill_config):
 @pytest.fixture
 def config(family_config):
   family_config.update_from_flattened_dict({
-    "mesh.data": 1, "mesh.fsdp": 2, "train.batch_size": 8, "train.remat": "none"})
+    "mesh.data": 1, "mesh.fsdp": 2, "train.batch_size": 8, "train.remat": "none",
+    "model.depth": 5})
   return family_config
 
 
@@ -51,7 +54,12 @@ def test_what_others_hold_counts_beside_a_program(config, taught_by, monkeypatch
   assert report.part == "b" and report.beside == held["teacher"] + held["a"] - prototypes
   assert report.peak == report.beside + report.arguments + report.temporaries
   assert report.arguments > held["b"] + prototypes and report.devices == 2
-  assert report.sent["all-gather"] == report.least["all-gather"] > 0
+  # Forward a block's first matrix once more than there are blocks, backward its last one.
+  blocks = parts[2].kept.student["backbone"]["blocks"]
+  ahead_of_use = [blocks["attn"]["qkv"]["kernel"], blocks["mlp"]["fc2"]["kernel"]]
+  itemsize = jnp.dtype(config.train.dtype).itemsize
+  more = sum(sent("all-gather", itemsize * x.size / len(x) / 2, 2) for x in ahead_of_use)
+  assert report.sent["all-gather"] == report.least["all-gather"] + more
   assert report.flops_executed == parts[2].flops.executed / 2
   assert report.computing == 0 and report.exposed == {}  # nothing is known of these devices' links
 
