@@ -111,9 +111,31 @@ def group(i: Instruction, devices: int) -> list[int]:
     if match[4]:
       ids = ids.transpose([int(n) for n in match[4].split(",")])
     return ids.reshape(int(match[1]), int(match[2]))[0].tolist()
+  if match := re.search(r"replica_groups=mesh\[([^\]]*)\](.*?) \{([^}]*)\}", i.arguments):
+    return _mesh_group(*match.groups())
   if match := re.search(r"replica_groups=\{\{([\d,]+)\}", i.arguments):
     return [int(n) for n in match[1].split(",")]
   return list(range(devices))
+
+
+def _mesh_group(axes: str, order: str, joined: str) -> list[int]:
+  """The first group along axes of a mesh, as XLA writes it since JAX 0.11.
+
+  Args:
+    axes: of the mesh, `'a'=2,'b'=4`.
+    order: what says which device lies where, `, device_ids=(0,2,...)`; nothing where they lie in
+      the order of their numbers.
+    joined: the axes of a group, `'a','b':(1)2`, the latter for a part of two of an axis, behind one.
+  """
+  sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
+  numbers = [int(n) for n in re.findall(r"\d+", order)]
+  count = math.prod(sizes.values())
+  ids = np.array(numbers if len(numbers) == count else range(count)).reshape(list(sizes.values()))
+  places = {name: [0] for name in sizes}
+  for name, before, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", joined):
+    step = sizes[name] // (int(before) * int(part)) if part else 1
+    places[name] = [n * step for n in range(int(part or sizes[name]))]
+  return ids[np.ix_(*places.values())].ravel().tolist()
 
 
 def parts(type_: str) -> list[tuple[int, bool]]:

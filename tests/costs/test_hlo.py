@@ -67,6 +67,17 @@ def test_groups_of_devices(parsed):
   assert hlo.group(total._replace(arguments="%y)"), 3) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("text, group", [
+  ("mesh['a'=2,'b'=4] {'a'}", [0, 4]), ("mesh['a'=2,'b'=4] {'b'}", [0, 1, 2, 3]),
+  ("mesh['a'=2,'b'=4] {'a','b'}", list(range(8))), ("mesh['a'=2,'b'=4] {'b':(1)2}", [0, 2]),
+  ("mesh['a'=2,'b'=4] {'b':(2)2}", [0, 1]),
+  ("mesh['a'=2,'b'=2], device_ids=(0,2,1,3) {'b'}", [0, 2])])
+def test_groups_along_the_axes_of_a_mesh(parsed, text, group):
+  total = next(i for body in parsed[0].values() for i in body if i.opcode == "all-reduce")
+  told = total._replace(arguments=f"%y), channel_id=1, replica_groups={text}, to_apply=%add")
+  assert hlo.group(told, 8) == group
+
+
 def test_sizes_of_types():
   kept = "(bf16[8,4]{1,0:T(8,128)(2,1)}, /*index=1*/pred[3]{0:T(128)S(1)}, s32[]{:S(2)})"
   assert hlo.size(kept) == 64 + 3 + 4
