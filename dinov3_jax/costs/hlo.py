@@ -125,7 +125,8 @@ def _mesh_group(axes: str, order: str, joined: str) -> list[int]:
     axes: of the mesh, `'a'=2,'b'=4`.
     order: what says which device lies where, `, device_ids=(0,2,...)`; nothing where they lie in
       the order of their numbers.
-    joined: the axes of a group, `'a','b':(1)2`, the latter for a part of two of an axis, behind one.
+    joined: the axes of a group, `'a','b':(1)2`; the latter is a part of an axis that was cut into
+      1 x 2 x the rest.
   """
   sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
   numbers = [int(n) for n in re.findall(r"\d+", order)]
