@@ -20,8 +20,8 @@ if [ ! -d .venv ]; then
     python=
   done
   if [ -z "$python" ]; then
-    echo "error: ${PYTHON:-no python3} is not Python 3.11 or newer with venv:" \
-      "install python3.12 and python3.12-venv" >&2
+    found="no Python 3.11 or newer with venv found"
+    echo "error: ${PYTHON:+PYTHON=$PYTHON: }$found: install python3.12 and python3.12-venv" >&2
     return 1
   fi
   echo "making .venv with $("$python" --version)"
