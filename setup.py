@@ -11,8 +11,10 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 VERSION = re.search(r'__version__ = "(.+)"', Path("dinov3_jax/__init__.py").read_text())[1]
-# 0.10.2 is the last release for Python 3.11, 0.11 takes 3.12.
-JAX = ">=0.10.2,<0.12"
+# 0.10.2 is the last release for Python 3.11; later ones take 3.12. jaxlib 0.11.2 alone crashes (a
+# segmentation fault) when it compiles dino.txt for a mesh of simulated devices; JAX 0.12 would take
+# it, too.
+JAX = ">=0.10.2,!=0.11.2,<0.13"
 
 setup(
   name="dinov3_jax",
@@ -30,6 +32,7 @@ setup(
   entry_points={"console_scripts": ["dinov3 = dinov3_jax.__main__:console"]},
   install_requires=[
     f"jax{JAX}",
+    f"jaxlib{JAX}",
     "flax>=0.12.8,<0.14",
     "optax>=0.2.8,<0.4",
     # Its v1 API, which is still experimental, is used and tested as of 0.12.

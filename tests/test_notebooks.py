@@ -38,9 +38,16 @@ def test_a_notebook_is_its_text_without_outputs(name):
   for cell in kept.cells:
     if cell.cell_type == "code":
       assert not cell.outputs and cell.execution_count is None
-  badge = f"](https://colab.research.google.com/github/OWNER/dinov3_jax/blob/main/notebooks/{name}"
-  assert badge in kept.cells[0].source
-  assert "@ git+https://github.com/OWNER/dinov3_jax" in kept.cells[1].source
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_opens_in_colab_and_installs_from_the_same_address(name):
+  """Whoever publishes a copy changes one name, as CONTRIBUTING.md says."""
+  cells = jupytext.read(FOLDER / f"{name}.py").cells
+  address = r"https://colab\.research\.google\.com/github/([\w-]+)/dinov3_jax/blob/main/notebooks"
+  owner, = re.findall(rf"\[!\[Open in Colab\]\(\S+\)\]\({address}/{name}\.ipynb\)",
+                      cells[0].source)
+  assert f"@ git+https://github.com/{owner}/dinov3_jax" in cells[1].source
 
 
 def parameters(name):
