@@ -1,5 +1,6 @@
 import functools
 import importlib
+import re
 from pathlib import Path
 
 import jax
@@ -89,6 +90,15 @@ def test_a_header_has_the_command_and_the_computed_cost(name):
   text = " ".join(header.split())
   assert f"{flops / 1e12:,.0f} TFLOP a step" in text
   assert f"{hours:,.0f} H100-hours at 40 % of the peak" in text
+
+
+def test_the_readme_has_every_recipe_with_its_steps():
+  rows = dict(re.findall(r"^\| \[`(\w+)`\]\(configs/\1\.py\) \|.*\| ([\d,]+ × [\d,]+) \|$",
+                         (FOLDER.parent / "README.md").read_text(), re.MULTILINE))
+  assert set(rows) == {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base"}
+  for name, row in rows.items():
+    train = config_of(name).train
+    assert row == f"{train.steps:,} × {train.batch_size:,}", name
 
 
 @pytest.mark.parametrize("name", NAMES)
