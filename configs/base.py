@@ -177,7 +177,7 @@ def get_config() -> ConfigDict:
       cache_gb=0.0,  # of disk for what is read from buckets (10**9 bytes)
       # Photographs much larger than their crops become smaller while they are decoded; not exact.
       scaled_decoding=False,
-      resizer="exact",  # exact: Pillow's | fast: a third of the time, a tenth of a level off
+      resizer="exact",  # exact: Pillow's | fast: 0.1 to 0.2 levels off; see docs/data.md
       colors="host",  # host | device: jitter, blur and solarization there; see docs/data.md
     ),
     train=dict(

@@ -1,6 +1,6 @@
 """dino.txt on OpenMoji's drawings and their names, for a laptop's CPU.
 
-  bash launch/quickstart.sh
+  bash launch/quickstart.sh && . .venv/bin/activate
   python -m dinov3_jax.main --config=configs/dinotxt_quickstart.py --workdir=runs/dinotxt
 
 The backbone is the quickstart's run. See benchmarks/text.md for what it reaches and what it costs.

@@ -31,7 +31,7 @@ if importlib.util.find_spec("dinov3_jax") is None:  # on Colab; elsewhere you ha
 # there is none) to negatives of its drawings. For your own images, put them into `FOLDER`, nested as
 # you like; with folders `train/CLASS` and `val/CLASS` the accuracy is measured, too. For a released
 # backbone, accept Meta's licence on the Hugging Face hub, log in with `hf auth login`, and take
-# `WEIGHTS = "vits16"` and `SETTINGS = {}`.
+# `WEIGHTS = "facebook/dinov3-vits16-pretrain-lvd1689m"` and `SETTINGS = {}`.
 
 # %% tags=["parameters"]
 WEIGHTS = "runs/quickstart"

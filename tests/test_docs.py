@@ -123,3 +123,14 @@ def test_what_pages_train_has_settings_that_fit_together(page):
 def test_pages_train_something():
   found = [x for page in PAGES for x in trainings((ROOT / page).read_text())]
   assert len(found) > 10 and any(changes for _, changes in found)
+
+
+def test_recipes_that_pages_show_have_settings_that_fit_together():
+  blocks = [block for page in PAGES for block in re.findall(
+    r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    if "def get_config(" in block]
+  assert blocks
+  for block in blocks:
+    names = {}
+    exec(block, names)
+    check_settings(names["get_config"]())

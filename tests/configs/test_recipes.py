@@ -92,10 +92,10 @@ def test_a_header_has_the_command_and_the_computed_cost(name):
   assert f"{hours:,.0f} H100-hours at 40 % of the peak" in text
 
 
-def test_the_readme_has_every_recipe_with_its_steps():
-  text = (FOLDER.parent / "README.md").read_text()
-  found = re.findall(r"^\| \[`(\w+)`\]\(configs/\1\.py\) \|.*\| ([\d,]+) \W ([\d,]+) \|$", text,
-                     re.MULTILINE)
+def test_the_docs_list_every_recipe_with_its_steps():
+  text = (FOLDER.parent / "docs" / "recipes.md").read_text()
+  found = re.findall(r"^\| \[`(\w+)`\]\(\.\./configs/\1\.py\) \|.*\| ([\d,]+) \W ([\d,]+) \|$",
+                     text, re.MULTILINE)
   rows = {name: numbers for name, *numbers in found}
   assert set(rows) == {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base"}
   for name, row in rows.items():
