@@ -44,9 +44,11 @@ def test_the_step_compiles_for_a_topology(tiny_recipe, tmp_path, topology, devic
     "all-gather", "all-reduce", "reduce-scatter"}
   sent, least = (sum(report[key].values()) for key in ("sent", "least"))
   assert 0.95 * least < sent < 1.05 * least
-  # With less effort, nothing overlaps.
   assert report["computing"] > report["seconds_at_peak"] > 0
-  assert report["exposed"] == report["sending"]
+  # How much overlaps with less effort depends on the compiler.
+  assert report["exposed"].keys() == report["sending"].keys() == report["sent"].keys()
+  for kind, seconds in report["sending"].items():
+    assert 0 <= report["exposed"][kind] <= seconds > 0
   assert report["sending"].keys() == report["sent"].keys()
   assert "HloModule jit_step" in (tmp_path / "step.hlo").read_text()
 

@@ -144,7 +144,7 @@ def parts(config: ConfigDict, mesh: Mesh, resolution: int = 0,
     check_settings(each)
   shared = next(iter(configs.values()))
   batch = sharding.abstract_batch(shared, mesh, resolution)
-  options = compiler.options(mesh.devices.flat[0].platform)
+  options = compiler.options(mesh.devices.flat[0])
   result, frozen = [], None
   if taught_by is not None:
     check_family(configs, taught_by)

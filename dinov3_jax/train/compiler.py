@@ -3,7 +3,7 @@
 The options travel with the training step's `jax.jit`, so that they hold however a run is launched,
 and when it is compiled ahead of time. They are about one thing: that parameters of the next block
 are on their way, and gradients of the last, while this one computes. A TPU's compiler heeds them at
-its usual effort: with JAX_EXEC_TIME_OPTIMIZATION_EFFORT at -1, nothing overlaps.
+its usual effort: with JAX_EXEC_TIME_OPTIMIZATION_EFFORT at -1, hardly anything overlaps.
 """
 
 import os
@@ -12,9 +12,26 @@ from pathlib import Path
 
 import jax
 
+# By kind of device, or else by platform, as JAX names both.
 OPTIONS = {
   "tpu": {
-    # A gather is started early and awaited late, and so are the steps of one inside a fusion.
+    # A gather is started early and awaited late.
+    "xla_enable_async_all_gather": True,
+    # SparseCores carry gathers out, ...
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
+    "xla_tpu_enable_all_gather_offload_tracing": True,
+    # ... also those along two or three axes of the torus, which on v5p are left to the core
+    # otherwise, ...
+    "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": True,
+    "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": True,
+    # ... and scatters.
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
+    "xla_tpu_enable_reduce_scatter_offload_tracing": True,
+    # No fusions of products with parts of a gather: libtpu 0.0.50 refuses them on all chips but
+    # v5e, with the warning that results may be wrong or a program may hang.
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": False,
+  },
+  "TPU v5 lite": {  # v5e, which has no SparseCores
     "xla_enable_async_all_gather": True,
     # What computes meanwhile is put into one fusion with what sends: gathers are taken in, ...
     "xla_tpu_enable_async_collective_fusion": True,
@@ -23,9 +40,6 @@ OPTIONS = {
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     # ... on the same core.
     "xla_tpu_overlap_compute_collective_tc": True,
-    # Such fusions take no scatters in. A SparseCore carries these out beside the products.
-    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
-    "xla_tpu_enable_reduce_scatter_offload_tracing": True,
   },
   "gpu": {
     # Schedules by estimated latencies, so that collectives start early and are awaited late.
@@ -48,9 +62,9 @@ def keep_programs():
     jax.config.update("jax_compilation_cache_dir", str(cache / "dinov3_jax" / "xla"))
 
 
-def options(platform: str) -> dict[str, str | bool]:
-  """The options of `jax.jit` for a platform as JAX names it; none for those not listed."""
-  return dict(OPTIONS.get(platform, {}))
+def options(device: jax.Device) -> dict[str, str | bool]:
+  """The options of `jax.jit` for a device, or one of a topology; none for platforms not listed."""
+  return dict(OPTIONS.get(device.device_kind, OPTIONS.get(device.platform, {})))
 
 
 def is_too_large(error: Exception) -> bool:

@@ -183,7 +183,7 @@ def read_teacher(found: Found | None, config: ConfigDict, mesh: Mesh,
   before = [checkpoint.stored_config(folder).get("distill", {}).get("digest", "")
             for folder in folders if folder is not None]
   found.expected = tuple(filter(None, [*found.expected, *before]))
-  options = compiler.options(mesh.devices.flat[0].platform)
+  options = compiler.options(mesh.devices.flat[0])
   return found.read(mesh, config.train.dtype), jax.jit(
     make_targets(config, found.config, mesh), compiler_options=options)
 
@@ -331,7 +331,7 @@ def jit_step(config: ConfigDict, mesh: Mesh, abstract_state: TrainState,
   layout = jax.tree.map(lambda x: x.sharding, abstract_state)
   step = (make or make_train_step)(config, mesh)
   return jax.jit(step, donate_argnums=0, out_shardings=(layout, None),
-                 compiler_options=compiler.options(mesh.devices.flat[0].platform))
+                 compiler_options=compiler.options(mesh.devices.flat[0]))
 
 
 def lock(workdir: epath.Path) -> FolderLock:
