@@ -8,8 +8,8 @@ two such topologies, `--json` prints an object for each resolution, `--hlo=FILE`
 Where a frozen teacher is distilled, `--teacher=configs/vit7b_highres.py` is the recipe of its
 network; its program and each student's are told of one by one, or with `--part=NAME` one alone.
 `--fast` asks the compiler for less effort: of the 7B's step, it takes a quarter of the time, finds
-the same collectives, and memory within 1 %, but then no collective goes on beside other work, as it
-does in training. Needs `pip install -e .[tpu]`.
+the same collectives, and memory within 1 %, but then less goes on beside other work than in
+training. Needs `pip install -e .[tpu]`.
 """
 
 import dataclasses
