@@ -2,7 +2,7 @@
 
 ```
 train-00000-of-00012.array_record        `tf.train.Example`s with image, label and file_name
-train-00000-of-00012.array_record.json   names, labels and classes, for the index
+train-00000-of-00012.array_record.json   names, labels, classes and the split, for the index
 pack.json                                what was packed how, and what is done
 SHA256SUMS                               of all shards; `sha256sum -c SHA256SUMS` checks them
 ```
@@ -228,7 +228,7 @@ def _write_shard(out: pathlib.Path, sources: dict[str, Source], encoding: Encodi
     labels.append(label if label >= 0 else None)
     read, stored = read + len(data), stored + len(kept)
   writer.close()
-  notes = dict(names=names, labels=labels, classes=source.classes)
+  notes = dict(names=names, labels=labels, classes=source.classes, split=task[0])
   _replace(out / (name + BESIDE), json.dumps(notes).encode())
   with new.open("r+b") as file:
     digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 
 import numpy as np
 import pytest
@@ -25,6 +26,45 @@ def test_splits_names_and_labels_stay(tmp_path, images):
   for line in (tmp_path / "out" / "SHA256SUMS").read_text().splitlines():
     digest, name = line.split("  ")
     assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
+
+
+def content(spec, split):
+  """Names and bytes of a split; none where there is none."""
+  try:
+    source = open_source(spec, split)
+  except ValueError as error:
+    assert "no image for the split" in str(error)
+    return []
+  return [(source.name(i), source.encoded(i)) for i in range(len(source))]
+
+
+@pytest.mark.parametrize("folders", [("train", "val"), ("train",), ()],
+                         ids=["train and val", "train alone", "no splits"])
+@pytest.mark.parametrize("split", ["train", "val", "all"])
+def test_a_pack_of_a_split_is_read_as_that_split(tmp_path, split, folders):
+  """Nothing is held out of it a second time, and a pack without train trains nothing."""
+  for i in range(100):
+    for folder in folders or ("",):
+      path = tmp_path / "in" / folder / "ab"[i % 2] / f"{i}.png"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.new("L", (4, 4), i).save(path)
+  pack(tmp_path / "in", tmp_path / "out", split=split, images_per_shard=40)
+  for name in ("train", "val", "test"):
+    expected = content(tmp_path / "in", name) if split in (name, "all") else []
+    assert content(tmp_path / "out", name) == expected
+  assert {json.loads(path.read_text())["split"] for path in (tmp_path / "out").glob("*d.json")} == {
+    name for name in ("train", "val", "test") if content(tmp_path / "out", name)}
+
+
+def test_packs_of_the_first_version_tell_their_split_by_their_names(tmp_path, images):
+  for split in ("train", "val"):
+    pack(images, tmp_path / split, split=split)
+    for path in (tmp_path / split).glob("*d.json"):
+      notes = json.loads(path.read_text())
+      del notes["split"]
+      path.write_text(json.dumps(notes))
+    for name in ("train", "val", "test"):
+      assert content(tmp_path / split, name) == (content(images, name) if name == split else [])
 
 
 def test_it_goes_on_where_it_was_stopped(tmp_path, images, monkeypatch):
