@@ -134,6 +134,8 @@ def dedup(folder: pathlib.Path, mesh: Mesh, *, name: str = "unique", of: str | N
     dropped against each evaluation; `dropped-NAME.txt` names each of these, the image that it
     resembles, and their cosine, "-" where it does so through another image.
   """
+  for path in against:
+    _check_set(path)
   store = results.open_store(folder)
   rows = None if of is None else np.unique(results.read_rows(folder, of, store))
   points = StorePoints(store, mesh, rows)
@@ -176,6 +178,15 @@ def _write_dropped(path, store, rows, other, found) -> None:
   lines = (f"{ours}\t{theirs}\t{'-' if np.isnan(s) else format(s, '.3f')}\n" for ours, theirs, s
            in zip(store.names(rows), other.names(found.reference), found.similarity))
   results.disk.write_text(path, "".join(lines))
+
+
+def _check_set(path: pathlib.Path) -> None:
+  """Raises a ValueError if no result can be named after an evaluation's folder."""
+  try:
+    results.check_name(f"against-{path.name}")
+  except ValueError as error:
+    raise ValueError(f"results are named after {path}: rename it, or give a link to it, with "
+                     "letters, digits, -, _ and . alone") from error
 
 
 def _same_model(store, other, folder: pathlib.Path) -> None:

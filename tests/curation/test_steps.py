@@ -199,6 +199,14 @@ def test_against_an_evaluation(prepared, single):
   assert lines[0] == "40.jpg\t0.jpg\t1.000" and lines[-1] == "64.jpg\t24.jpg\t1.000"
 
 
+def test_names_of_evaluations_are_checked_first(prepared, single):
+  curation, other = prepared
+  other = other.rename(other.parent / "my val")
+  with pytest.raises(ValueError, match="my val: rename it, or give a link to it, with letters"):
+    steps.dedup(curation, single, against=[other])
+  assert not (curation / "unique").exists()
+
+
 def test_retrieve(prepared, single):
   curation, other = prepared
   r = steps.retrieve(curation, other, single, k=3)
