@@ -9,6 +9,7 @@ import numpy as np
 
 from dinov3_jax.data.decode import DamagedImage, Decoder, decode
 from dinov3_jax.data.sources.layout import Layout, read_layout
+from dinov3_jax.data.sources.marks import file_mark
 from dinov3_jax.data.sources.notes import pixel_notes, spread
 from dinov3_jax.data.walk import SUFFIXES, images_below, printable
 
@@ -77,6 +78,10 @@ class FolderSource:
   def name(self, index: int) -> str:
     """The name of an image, without reading it."""
     return printable(self._path(index))
+
+  def mark(self, index: int) -> tuple[int, int]:
+    """What tells whether an image has changed: bytes, and nanoseconds of its time."""
+    return file_mark(self.root / self._path(index))
 
   def encoded(self, index: int) -> bytes:
     """The bytes of an image's file.

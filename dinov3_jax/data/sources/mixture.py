@@ -11,6 +11,7 @@ import numpy as np
 from dinov3_jax.data.decode import Decoder
 from dinov3_jax.data.sources import parts as mix
 from dinov3_jax.data.sources.base import Source
+from dinov3_jax.data.sources.marks import Mark, mark
 from dinov3_jax.data.sources.parts import Part, probabilities
 from dinov3_jax.data.sources.subset import Subset, places_of
 from dinov3_jax.data.walk import printable
@@ -59,6 +60,11 @@ class Mixture:
     part = self.part(index)
     member = self.members[part]
     return f"{member.name}/{member.source.name(int(index - self.starts[part]))}"
+
+  def mark(self, index: int) -> Mark:
+    """What tells whether an image has changed."""
+    part = self.part(index)
+    return mark(self.members[part].source, int(index - self.starts[part]))
 
   def encoded(self, index: int) -> bytes:
     """The bytes of an image as they are stored."""

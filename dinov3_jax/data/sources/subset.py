@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dinov3_jax.data.sources.base import Source
+from dinov3_jax.data.sources.marks import Mark, mark
 from dinov3_jax.data.walk import printable
 
 
@@ -35,6 +36,10 @@ class Subset:
   def name(self, index: int) -> str:
     """The name of an image, without reading it."""
     return self.source.name(int(self.indices[index]))
+
+  def mark(self, index: int) -> Mark:
+    """What tells whether an image has changed."""
+    return mark(self.source, int(self.indices[index]))
 
   def encoded(self, index: int) -> bytes:
     """The bytes of an image as they are stored."""

@@ -21,6 +21,7 @@ class TfdsSource:
   """
 
   labels = None
+  fixed = True  # the images of a version stay what they are, and names take reading records
 
   def __init__(self, name: str, split: str, decoder: Decoder = decode):
     try:

@@ -8,6 +8,7 @@ from dinov3_jax.data.decode import DamagedImage, Decoder
 from dinov3_jax.data.sources import places
 from dinov3_jax.data.sources.encoded import EncodedSource
 from dinov3_jax.data.sources.index import Entry, Found, Index, build
+from dinov3_jax.data.sources.marks import Mark, file_mark
 from dinov3_jax.data.sources.ranges import Cache, cache_folder
 from dinov3_jax.data.walk import SUFFIXES, printable
 
@@ -65,7 +66,7 @@ class WholeFiles:
     name, offset, size = index.name(row), int(index.offset[row]), int(index.size[row])
     if not places.is_remote(name) and not places.is_remote(self._base):
       try:
-        with open(os.path.join(self._base, os.path.expanduser(name)), "rb") as file:
+        with open(self._local(name), "rb") as file:
           return file.read()
       except OSError as error:
         raise DamagedImage(name, error.strerror) from error
@@ -83,6 +84,16 @@ class WholeFiles:
     if cache and len(data) == size:
       cache.put(row, offset, data)
     return data
+
+  def mark(self, index: Index, row: int) -> Mark:
+    """What tells whether a file has changed; of an object in a bucket, its size alone."""
+    name, size = index.name(row), int(index.size[row])
+    if places.is_remote(name) or places.is_remote(self._base):
+      return size, -1
+    return file_mark(self._local(name))
+
+  def _local(self, name: str) -> str:
+    return os.path.join(self._base, os.path.expanduser(name))
 
   def _cache(self) -> Cache | None:
     with self._lock:
