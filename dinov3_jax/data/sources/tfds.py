@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dinov3_jax.data.decode import DamagedImage, Decoder, decode
 from dinov3_jax.data.sources.notes import pixel_notes, spread
-from dinov3_jax.data.sources.splits import HELD_OUT
+from dinov3_jax.data.sources.splits import HELD_OUT, SPLITS
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ class TfdsSource:
   """A TensorFlow Datasets set of images, read without TensorFlow.
 
   It must have been prepared in the array_record format. val is its `validation` split, or the last
-  5 % of train where there is none.
+  5 % of train where there is none. `own_splits` are those of train, val and test that it has.
   """
 
   labels = None
@@ -41,6 +41,7 @@ class TfdsSource:
         f"tfds:{name} is not prepared in {builder.data_dir}; run `tfds build {name} "
         "--file_format=array_record` and set TFDS_DATA_DIR if it lies elsewhere")
     own_val = "validation" in sizes
+    self.own_splits = {"val" if key == "validation" else key for key in sizes} & {*SPLITS}
     spans = {
       "train": "train" if own_val else f"train[:{100 - HELD_OUT}%]",
       "val": "validation" if own_val else f"train[{100 - HELD_OUT}%:]",

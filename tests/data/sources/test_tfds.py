@@ -50,6 +50,7 @@ def test_tfds(tfds_folder, monkeypatch):
   assert sizes == {"train": 38, "val": 2, "test": 4, "all": 44}
   source = pickle.loads(pickle.dumps(open_source("tfds:tiny_shapes:1.0.0", "test")))
   assert source.classes == ["round", "square"] and source.labels is None
+  assert source.own_splits == {"train", "test"}
   damaged = 0
   for i in range(len(source)):
     try:
