@@ -1,6 +1,8 @@
 """Images of a source, wherever images are named by paths."""
 
+import collections
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -20,6 +22,20 @@ class Stored(str):
     stored = cls(f"{what}/{source.name(index)}")
     stored.source, stored.index = source, index
     return stored
+
+  @classmethod
+  def several(cls, what: str, source, indices: Iterable[int] | None = None) -> list["Stored"]:
+    """Some images of a `Source` that the user calls `what`, or all of them. Where it has a name
+    more than once, the image's number stands before it, as equal strings are taken for one image.
+    """
+    chosen = [int(i) for i in (range(len(source)) if indices is None else indices)]
+    result = [cls.of(what, source, i) for i in chosen]
+    counts = collections.Counter(result)
+    for place, (i, stored) in enumerate(zip(chosen, result)):
+      if counts[stored] > 1:
+        result[place] = cls(f"{what}/{i:08}-{stored[len(what) + 1:]}")
+        result[place].source, result[place].index = source, i
+    return result
 
   def read(self) -> np.ndarray:
     """Its pixels, uint8 [H, W, 3].

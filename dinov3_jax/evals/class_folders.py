@@ -75,7 +75,7 @@ def images_of_source(spec: str, split: str, classes: Sequence[str] | None
   if classes is not None and list(classes) != list(source.classes):
     raise LayoutError(f"{printable(spec)} has other classes in its split {split}")
   chosen = np.flatnonzero(np.asarray(source.labels) >= 0)
-  return ([Stored.of(spec, source, int(i)) for i in chosen], np.asarray(source.labels)[chosen],
+  return (Stored.several(spec, source, chosen), np.asarray(source.labels)[chosen],
           list(source.classes))
 
 

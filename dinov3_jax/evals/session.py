@@ -189,13 +189,14 @@ class Session:
       self.left_out |= extract(names, out, self.model, framing, batch_size=self.batch_size,
                                progress=self.progress, stop=self.stop)
     arrays, found = read(out)
-    rows = {name: i for i, name in enumerate(found)}
-    kept = [i for i, name in enumerate(names) if printable(name) in rows]
-    for i in set(range(len(names))) - set(kept):
-      self.left_out.setdefault(printable(names[i]), "it could not be read when its features were "
-                               "taken")
+    kept = []  # by place, as names may repeat: the rows are in the order of the images
+    for i, name in enumerate(map(printable, names)):
+      if len(kept) < len(found) and name == found[len(kept)]:
+        kept.append(i)
+      else:
+        self.left_out.setdefault(name, "it could not be read when its features were taken")
     (cls,) = arrays.values()
-    return cls[[rows[printable(names[i])] for i in kept]], np.array(kept, int)
+    return np.array(cls), np.array(kept, int)
 
   def patches(self, image: np.ndarray, height: int | None = None, width: int | None = None,
               norm: bool = True) -> np.ndarray:

@@ -27,3 +27,23 @@ def test_the_command_for_features_finds_them(same, images):
   spec = same("zip")
   found = features.find_images([spec, str(images / "a" / "00.png")])
   assert found == [f"{spec}/{name}" for name in below(images)] + [f"{images}/a/00.png"]
+
+
+class Cameras:
+  """Six pictures of two cameras, which number theirs from 0."""
+
+  def __len__(self):
+    return 6
+
+  def name(self, index):
+    return ["0.jpg", "1.jpg", "only.jpg", "0.jpg", "1.jpg", "0.jpg"][index]
+
+
+def test_images_that_share_a_name_are_told_apart(monkeypatch):
+  found = Stored.several("x", Cameras())
+  assert found == ["x/00000000-0.jpg", "x/00000001-1.jpg", "x/only.jpg", "x/00000003-0.jpg",
+                   "x/00000004-1.jpg", "x/00000005-0.jpg"]
+  assert [image.index for image in found] == list(range(6))
+  assert Stored.several("x", Cameras(), np.array([2, 5, 4])) == ["x/only.jpg", "x/0.jpg", "x/1.jpg"]
+  monkeypatch.setattr("dinov3_jax.data.sources.open_source", lambda *_: Cameras())
+  assert len(features.find_images(["openmoji"])) == 6
