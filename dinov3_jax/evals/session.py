@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 import os
 import pathlib
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -147,7 +149,8 @@ class Session:
 
   def kept(self, task: str, settings: Any, files: Iterable[os.PathLike]) -> Kept:
     """Where a task keeps the training of its probes, for this model, these settings and files."""
-    names = [(os.fspath(path), mark(path)) for path in files]
+    names = [os.fspath(path) for path in files]
+    names = list(zip(names, marks(names)))
     devices = 1 if self.mesh is None else self.mesh.size
     return Kept(self.cache / f"{task}-{self._key((devices, settings, names))}.npz")
 
@@ -182,7 +185,7 @@ class Session:
     names = [os.fspath(image) for image in images]
     key = hashlib.sha256("\0".join([self.digest, repr(framing), *names]).encode(
         "utf-8", "surrogateescape"))
-    key.update(repr([mark(name) for name in names]).encode())
+    key.update(repr(marks(names)).encode())
     self.cache.mkdir(parents=True, exist_ok=True)
     out = self.cache / f"{key.hexdigest()[:24]}.npy"
     if not out.exists():
@@ -266,3 +269,11 @@ def mark(path: str | os.PathLike) -> tuple[int, int]:
   except OSError:
     return -1, -1
   return stat.st_size, stat.st_mtime_ns
+
+
+def marks(paths: Sequence[str | os.PathLike]) -> list[tuple[int, int]]:
+  """The `mark` of each of many files, which may be far away."""
+  parts = [paths[i : i + 256] for i in range(0, len(paths), 256)]
+  with ThreadPoolExecutor() as threads:
+    found = threads.map(lambda part: [mark(path) for path in part], parts)
+    return list(itertools.chain.from_iterable(found))

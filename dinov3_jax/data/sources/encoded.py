@@ -84,6 +84,13 @@ class EncodedSource:
     """
     return self._reader(self.index, int(self.rows[index]))
 
+  def mark(self, index: int) -> list | None:
+    """What tells whether the file of an image has changed; see `Source`."""
+    row = int(self.rows[index])
+    known = self.index.marks[int(self.index.file[row])]
+    own = getattr(self._reader, "mark", None)
+    return own(self.index, row) if known is None and own else known
+
   def __getitem__(self, index: int) -> dict:
     name = self.name(index)
     image = self._decoder(self.encoded(index), name)

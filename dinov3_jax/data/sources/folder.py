@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 
 from dinov3_jax.data.decode import DamagedImage, Decoder, decode
+from dinov3_jax.data.sources import places
 from dinov3_jax.data.sources.layout import Layout, read_layout
 from dinov3_jax.data.sources.notes import pixel_notes, spread
 from dinov3_jax.data.walk import SUFFIXES, images_below, printable
@@ -90,6 +91,13 @@ class FolderSource:
     except OSError as error:
       self._check_there()
       raise DamagedImage(self.name(index), error.strerror or error) from error
+
+  def mark(self, index: int) -> list | None:
+    """What tells whether the file of an image has changed; see `Source`."""
+    try:
+      return places.mark(str(self.root / self._path(index)))
+    except ValueError:  # it is not there
+      return None
 
   def __getitem__(self, index: int) -> dict:
     name = self.name(index)

@@ -13,6 +13,7 @@ from dinov3_jax.data.sources import parts as mix
 from dinov3_jax.data.sources.base import Source
 from dinov3_jax.data.sources.parts import Part, probabilities
 from dinov3_jax.data.sources.subset import Subset, places_of
+from dinov3_jax.data.stored import mark_of
 from dinov3_jax.data.walk import printable
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,11 @@ class Mixture:
     """The bytes of an image as they are stored."""
     part = self.part(index)
     return self.members[part].source.encoded(int(index - self.starts[part]))
+
+  def mark(self, index: int) -> list | None:
+    """What tells whether the file of an image has changed; see `Source`."""
+    part = self.part(index)
+    return mark_of(self.members[part].source, int(index - self.starts[part]))
 
   def __getitem__(self, index: int) -> dict:
     part = self.part(index)

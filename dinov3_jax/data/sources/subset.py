@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dinov3_jax.data.sources.base import Source
+from dinov3_jax.data.stored import mark_of
 from dinov3_jax.data.walk import printable
 
 
@@ -39,6 +40,10 @@ class Subset:
   def encoded(self, index: int) -> bytes:
     """The bytes of an image as they are stored."""
     return self.source.encoded(int(self.indices[index]))
+
+  def mark(self, index: int) -> list | None:
+    """What tells whether the file of an image has changed; see `Source`."""
+    return mark_of(self.source, int(self.indices[index]))
 
   def __getitem__(self, index: int) -> dict:
     item = self.source[int(self.indices[index])]

@@ -1,5 +1,6 @@
 """A data set of TensorFlow Datasets."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ class TfdsSource:
     self._label = "label" if has_label else None
     self._file_name = "file_name" if "file_name" in features else None
     self.classes = list(features["label"].names) if self._label else None
+    self._mark = _mark(str(builder.data_dir))
     self._data = builder.as_data_source(
       split=self.span, decoders={self._image: tfds.decode.SkipDecoding()})
 
@@ -105,10 +107,25 @@ class TfdsSource:
     """The label of an image, -1 without one; it takes reading its record."""
     return int(self._record(index)[0][self._label]) if self._label else -1
 
+  def mark(self, index: int) -> list | None:
+    """What tells whether the files of the set have changed; see `Source`."""
+    return self._mark
+
   def __getitem__(self, index: int) -> dict:
     record, name = self._record(index)
     label = int(record[self._label]) if self._label else -1
     return {"image": self._decoder(bytes(record[self._image]), name), "label": label, "name": name}
+
+
+def _mark(folder: str) -> list | None:
+  """Of a prepared set, the bytes of its files, and what tells their sizes and times from others."""
+  try:
+    with os.scandir(folder) as entries:
+      found = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
+                     for entry in entries if entry.is_file())
+  except OSError:  # it is no folder of this machine
+    return None
+  return [sum(size for _, size, _ in found), hashlib.sha256(repr(found).encode()).hexdigest()]
 
 
 def _first_line(error: Exception) -> str:

@@ -65,6 +65,15 @@ def test_tfds(tfds_folder, monkeypatch):
   assert damaged == 1
 
 
+def test_a_set_that_is_prepared_again_has_another_mark(tfds_folder, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_folder))
+  marks = lambda: [open_source("tfds:tiny_shapes", split).mark(0) for split in ("train", "test")]
+  before = marks()
+  assert before[0] is not None and marks() == before
+  next(tfds_folder.rglob("*test.array_record*")).touch()
+  assert marks() != before
+
+
 @pytest.mark.parametrize("name, message", [
   ("no_such_set", "cannot be opened"), ("tiny_shapes:9.0.0", "cannot be opened"),
   ("mnist", "is not prepared in .*tfds build mnist")])
