@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from dinov3_jax import report
+from dinov3_jax.train import images
 from dinov3_jax.train.checkpoint import Writer
 from dinov3_jax.train.state import init_state
 
@@ -56,6 +57,20 @@ def test_rows_of_the_table(config, tmp_path):
 def test_the_split_is_a_choice(config, tmp_path):
   save(tmp_path / "run", config, jax.jit(lambda: init_state(config))())
   assert "of 2 val images" in report.report(tmp_path / "run", "val")
+
+
+def test_labels_that_only_reading_the_images_tells(config, tmp_path, monkeypatch):
+  save(tmp_path / "run", config, jax.jit(lambda: init_state(config))())
+  table = report.report(tmp_path / "run")
+
+  def without(config, split):
+    source = opened(config, split)
+    source.label, source.labels = source.labels.__getitem__, None
+    return source
+
+  opened = images.open_images
+  monkeypatch.setattr(images, "open_images", without)
+  assert report.report(tmp_path / "run") == table
 
 
 def test_no_checkpoint_is_one_clear_line(tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dinov3_jax.data.sources import Source, manifest, open_source
+from dinov3_jax.data.sources import DamagedImage, Source, manifest, open_source
 from dinov3_jax.data.sources.encoded import EncodedSource
 from dinov3_jax.data.sources.index import Index, split_of_file
 from dinov3_jax.data.sources.layout import read_layout
@@ -70,13 +70,31 @@ def images_of_source(spec: str, split: str, classes: Sequence[str] | None
     LayoutError: it has no such split, no labels, or other classes.
   """
   source = _open(spec, split)
-  if source.classes is None or source.labels is None:
+  labels = labels_of(source)
+  if labels is None:
     raise LayoutError(f"{printable(spec)} has no labels for its split {split}")
   if classes is not None and list(classes) != list(source.classes):
     raise LayoutError(f"{printable(spec)} has other classes in its split {split}")
-  chosen = np.flatnonzero(np.asarray(source.labels) >= 0)
-  return (Stored.several(spec, source, chosen), np.asarray(source.labels)[chosen],
-          list(source.classes))
+  chosen = np.flatnonzero(labels >= 0)
+  return Stored.several(spec, source, chosen), labels[chosen], list(source.classes)
+
+
+def labels_of(source: Source) -> np.ndarray | None:
+  """The class of each image, int [n], -1 for none; None where no image of the source has one. Those
+  of TFDS are read record by record."""
+  if source.classes is None:
+    return None
+  if source.labels is not None or not hasattr(source, "label"):
+    return None if source.labels is None else np.asarray(source.labels)
+
+  def label(index):
+    try:
+      return source.label(index)
+    except DamagedImage:  # it is named when its turn comes
+      return -1
+
+  labels = np.array([label(i) for i in range(len(source))], np.int64)
+  return labels if (labels >= 0).any() else None
 
 
 def splits_of_source(spec: str) -> tuple[tuple[list[Stored], np.ndarray],

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov3_jax.data.decode import decode
+from dinov3_jax.data.decode import DamagedImage, decode
+from dinov3_jax.data.sources.subset import Subset
 from dinov3_jax.evals import class_folders as folders
 from dinov3_jax.evals.class_folders import images_of_source, splits_of_source
 from dinov3_jax.evals.session import LayoutError
@@ -104,3 +105,36 @@ def test_the_images_of_gtsrb_are_ppm(tmp_path):
   (path,), labels = folders.images_of(tmp_path, ["00000"])
   assert path.endswith("00000_00000.ppm") and labels.tolist() == [0]
   assert (decode(path, path) == [9, 8, 7]).all()
+
+
+class Records:
+  """Images of which only reading them tells the labels."""
+
+  classes, labels = ["a", "b"], None
+
+  def __init__(self, values):
+    self.values = values
+
+  def __len__(self):
+    return len(self.values)
+
+  def name(self, index):
+    return str(index)
+
+  def label(self, index):
+    if self.values[index] is None:
+      raise DamagedImage(str(index), "it is cut")
+    return self.values[index]
+
+
+def test_labels_that_only_reading_tells(monkeypatch):
+  sources = dict(train=Records([0, None, 1, -1]), val=Records([1]), all=Records([0]))
+  monkeypatch.setattr(folders, "open_source", lambda _, split: sources[split])
+  (images, labels), test, classes, notes = splits_of_source("tfds:x")
+  assert images == ["tfds:x/0", "tfds:x/2"] and labels.tolist() == [0, 1]
+  assert test[1].tolist() == [1] and classes == ["a", "b"] and not notes
+  listed = Subset(sources["train"], np.array([2, 0]))
+  assert folders.labels_of(listed).tolist() == [1, 0]
+  sources["train"] = Records([-1, -1])
+  with pytest.raises(LayoutError, match="has no labels for its split train"):
+    splits_of_source("tfds:x")

@@ -41,6 +41,12 @@ class Subset:
     """The bytes of an image as they are stored."""
     return self.source.encoded(int(self.indices[index]))
 
+  def label(self, index: int) -> int:
+    """The label of an image, -1 without one; it may take reading its record."""
+    if self.labels is not None:
+      return int(self.labels[index])
+    return self.source.label(int(self.indices[index])) if hasattr(self.source, "label") else -1
+
   def mark(self, index: int) -> list | None:
     """What tells whether the file of an image has changed; see `Source`."""
     return mark_of(self.source, int(self.indices[index]))
