@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import sys
+import tarfile
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -98,6 +100,31 @@ def test_options_that_no_task_has_are_told(pairs, tmp_path, monkeypatch, capsys)
   assert command(monkeypatch, *arguments) == 1
   assert "none of these tasks has the option frame" in capsys.readouterr().err
   assert "amstertime" in json.loads((tmp_path / "results.json").read_text())
+
+
+def test_urls_of_sources(pairs, tmp_path, monkeypatch, capsys):
+  """They are data as paths are, and results.json has them as they were given."""
+  monkeypatch.setenv("DINOV3_JAX_CACHE", str(tmp_path / "index"))
+  tar = tmp_path / "x.tar"
+  with tarfile.open(tar, "w") as file:
+    for i, path in enumerate(sorted((pairs / "new").iterdir())):
+      file.add(path, f"{'train' if i < 8 else 'val'}/{'ab'[i % 2]}/{path.name}")
+  fsspec.filesystem("memory").pipe("/evaluate/x.tar", tar.read_bytes())
+  (tmp_path / "list.csv").write_text("".join(
+    f"memory://evaluate/{i}.png,{'ab'[i % 2]},{'train' if i < 8 else 'val'}\n" for i in range(12)))
+  for i, path in enumerate(sorted((pairs / "new").iterdir())):
+    fsspec.filesystem("memory").pipe(f"/evaluate/{i}.png", path.read_bytes())
+  fsspec.filesystem("memory").pipe("/evaluate/list.csv", (tmp_path / "list.csv").read_bytes())
+  found = []
+  for data in (str(tar), f"file://{tar}", "memory://evaluate/x.tar",
+               "manifest:memory://evaluate/list.csv"):
+    assert command(monkeypatch, "knn", *RANDOM, "--data", data, "--out", tmp_path / "out") == 0
+    result = json.loads((tmp_path / "out/results.json").read_text())["knn"]
+    assert result["data"] == data
+    found.append([result["figures"], result["protocol"]])
+  assert found[1:] == found[:1] * 3
+  assert command(monkeypatch, "knn", *RANDOM, "--data", "memory://evaluate/none.tar") == 1
+  assert "memory://evaluate/none.tar" in capsys.readouterr().err
 
 
 def test_a_wrong_layout_says_what_is_wanted(pairs, tmp_path, monkeypatch, capsys):

@@ -72,6 +72,7 @@ class Session:
     left_out: names of damaged images, and why; the tasks go on without them.
     settings: what a task is to do otherwise than in its protocol, by the names that it asks for.
     asked: the names that tasks have asked for so far.
+    spec: a source in place of a folder of data, as for `open_source`; a path would not keep URLs.
   """
 
   model: nnx.Module
@@ -87,6 +88,7 @@ class Session:
   left_out: dict[str, str] = dataclasses.field(default_factory=dict)
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   asked: set[str] = dataclasses.field(default_factory=set)
+  spec: str = ""
 
   @functools.cached_property
   def digest(self) -> str:

@@ -111,6 +111,18 @@ def test_two_training_images_and_one_of_the_test(session_of, tmp_path, name):
     sets.find(session_of(tmp_path))
 
 
+@pytest.mark.parametrize("text", ["[1, 2]", '{"images": []}', "{", '"\\ud800"'])
+def test_other_files_beside_class_folders(session_of, tmp_path, text):
+  """They make no data set of iNaturalist's, unless that of train is one."""
+  write(tmp_path, {"train.json": text})
+  assert sets.find_known(session_of(tmp_path)) is None
+  with pytest.raises(LayoutError, match=r"holds no data set that is known \(it has train.json"):
+    sets.find(session_of(tmp_path))
+  write(tmp_path, CASES["iNaturalist 2021"][2] | {"val.json": text})
+  with pytest.raises(LayoutError, match=r"val\.json is none of iNaturalist's files"):
+    sets.find(session_of(tmp_path))
+
+
 def write_cifar(root, image):
   """CIFAR-10 whose batches are these two images, or the first of them."""
   batch = lambda *labels: pickle.dumps({"data": image[:len(labels)].transpose(0, 3, 1, 2).reshape(

@@ -74,11 +74,9 @@ def _data(session: Session, size: int, shorter: int | None, several: bool = Fals
     size, shorter: as for `framing`, of the task itself.
     several: whether the task can do with several labels an image.
   """
-  spec, notes = str(session.data), []
-  known = not is_spec(spec) and any(
-    (session.data / marker).exists() for marker in labelled_sets.READERS)
-  if known:
-    own = labelled_sets.find(session)
+  spec, notes = session.spec or str(session.data), []
+  own = None if is_spec(spec) else labelled_sets.find_known(session)
+  if own is not None:
     classes, splits = own.classes, (own.train, own.test)
     if own.train[1].ndim == 2 and not several:
       raise LayoutError(f"{own.name} has several labels an image: the task logistic can do with it")
@@ -99,7 +97,7 @@ def _data(session: Session, size: int, shorter: int | None, several: bool = Fals
   differs = notes + [f"images of {session.side(size)} pixels, not {size}"] * (
     session.side(size) != size) + [f"{session.limit} images of each split"] * (
     session.limit is not None)
-  if not known:
+  if own is None:
     return Data(*result, seen[0], classes, differs=differs)
   counted = None if own.counted is None else own.counted[chosen][kept]
   return Data(*result, seen[0], classes, own.name, own.metric, counted, [*own.differs, *differs])

@@ -58,6 +58,13 @@ def test_the_test_set_of_files_is_told(session_of, colours, tmp_path, monkeypatc
   assert result.protocol["train"] == 96 and result.protocol["test"] == 48
 
 
+def test_other_files_beside_class_folders(session_of, colours, tmp_path):
+  shutil.copytree(colours, tmp_path / "data")
+  (tmp_path / "data" / "train.json").write_text('[{"file_name": "0.png"}]')
+  ours, theirs = (folders.knn(session_of(data, size=32)) for data in (tmp_path / "data", colours))
+  assert ours.figures == theirs.figures
+
+
 def test_a_known_set(session_of, colours, tmp_path):
   """Pets of three colours; the figure that is usual for them has the paper's name."""
   root = tmp_path / "oxford-iiit-pet"
