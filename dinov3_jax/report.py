@@ -25,7 +25,8 @@ def report(workdir: str | os.PathLike, split: str = "test") -> str:
 
   Raises:
     FileNotFoundError: the run has no checkpoint.
-    ValueError: its images cannot be opened, have no such split, or no labels.
+    ValueError: its images cannot be opened, have no such split, or no labels; or it is a run of
+      text.
   """
   # Here, so that the command answers --help without them: they are slow.
   import jax
@@ -36,9 +37,11 @@ def report(workdir: str | os.PathLike, split: str = "test") -> str:
   from dinov3_jax.train.evaluation import Evaluation
   from dinov3_jax.train.images import open_images
   from dinov3_jax.train.state import init_state
+  from dinov3_jax.weights import native
 
   folder = checkpoint.locate(workdir)
   config = checkpoint.stored_config(folder)
+  native.check_backbone(config)
   bank, queries = (_with_labels(open_images(config, name)) for name in ("train", split))
   if bank.labels is None or queries.labels is None:
     raise ValueError(f"{config.data.source} has no labels to report a k-NN accuracy on")

@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from dinov3_jax import report
@@ -78,6 +79,14 @@ def test_no_checkpoint_is_one_clear_line(tmp_path, monkeypatch, capsys):
   assert report.main() == 1
   error = capsys.readouterr().err
   assert error.startswith("error: no checkpoint in ") and error.count("\n") == 1
+
+
+def test_a_run_of_text_is_one_clear_line(tmp_path, monkeypatch, capsys):
+  save(tmp_path / "text", ConfigDict(dict(text=dict(width=8))), {"params": {"a": np.ones(2)}})
+  monkeypatch.setattr("sys.argv", ["report", f"--workdir={tmp_path / 'text'}"])
+  assert report.main() == 1
+  error = capsys.readouterr().err
+  assert error.startswith("error: this run has aligned text") and error.count("\n") == 1
 
 
 def test_home_folder(config, tmp_path, monkeypatch, capsys):
