@@ -152,6 +152,10 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
   for name in tasks:
     if name not in TASKS:
       raise ValueError(f"there is no task {name}: take one of {', '.join(TASKS)}")
+  known = sorted({option for name in tasks for option in TASKS[name].options})
+  if unknown := (settings or {}).keys() - known:
+    raise ValueError(f"none of these tasks has the option {', '.join(sorted(unknown))}; there " + (
+      f"are {', '.join(known)}" if known else "is none"))
   for name, value in dict(size=size, limit=limit, steps=steps, batch_size=batch_size).items():
     if value is not None and value < 1:
       raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
@@ -183,8 +187,6 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
       _write(out / "results.json", written)
     yield name, result, dict(session.left_out)
     session.left_out.clear()
-  if unused := (settings or {}).keys() - session.asked:
-    raise ValueError(f"none of these tasks has the option {', '.join(sorted(unused))}")
 
 
 def main() -> int:

@@ -94,12 +94,15 @@ def test_errors_are_one_line(pairs, tmp_path, monkeypatch, capsys, arguments, me
   assert line.startswith(f"error: {message}")
 
 
-def test_options_that_no_task_has_are_told(pairs, tmp_path, monkeypatch, capsys):
-  """What the tasks have found stays."""
-  arguments = ("amstertime", *RANDOM, "--data", pairs, "--out", tmp_path, "--set", "frame=8")
+@pytest.mark.parametrize("tasks, said", [
+  (["amstertime"], "none of these tasks has the option frame; there is none"),
+  (["amstertime", "pca", "depth"],
+   "none of these tasks has the option frame; there are rate_factor, skip")])
+def test_options_that_no_task_has_are_told_before_any_work(pairs, tmp_path, monkeypatch, capsys,
+                                                           tasks, said):
+  arguments = (*tasks, *RANDOM, "--data", pairs, "--out", tmp_path / "out", "--set", "frame=8")
   assert command(monkeypatch, *arguments) == 1
-  assert "none of these tasks has the option frame" in capsys.readouterr().err
-  assert "amstertime" in json.loads((tmp_path / "results.json").read_text())
+  assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_urls_of_sources(pairs, tmp_path, monkeypatch, capsys):

@@ -70,8 +70,8 @@ class Session:
     progress: show bars.
     stop: asked between batches whether to stop.
     left_out: names of damaged images, and why; the tasks go on without them.
-    settings: what a task is to do otherwise than in its protocol, by the names that it asks for.
-    asked: the names that tasks have asked for so far.
+    settings: what a task is to do otherwise than in its protocol, by the names that it asks for
+      and that the catalogue has.
     spec: a source in place of a folder of data, as for `open_source`; a path would not keep URLs.
   """
 
@@ -87,7 +87,6 @@ class Session:
   stop: Callable[[], object] = lambda: False
   left_out: dict[str, str] = dataclasses.field(default_factory=dict)
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  asked: set[str] = dataclasses.field(default_factory=set)
   spec: str = ""
 
   @functools.cached_property
@@ -110,7 +109,6 @@ class Session:
       ValueError: a value of another type.
     """
     result = dict(own)
-    self.asked |= own.keys()
     for key in own.keys() & self.settings.keys():
       value, kind = self.settings[key], type(own[key])
       try:
