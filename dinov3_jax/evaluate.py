@@ -169,8 +169,15 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
   of_text = {TASKS[name].text for name in tasks}
   if len(of_text) > 1:
     raise ValueError("tasks of text take other weights than the rest: evaluate them apart")
-  network, prepare = open_on_all_devices(weights, model, None, dtype, text=of_text == {True})
+  shown = printable(spec if is_spec(spec) else data)
   written = _read(out / "results.json") if out else {}
+  for name in tasks:
+    before = written.get(name)
+    other = before.get("data") if isinstance(before, dict) else None
+    if isinstance(other, str) and os.path.realpath(other) != os.path.realpath(shown):
+      raise ValueError(f"{out / 'results.json'} has {name} of {other}, which that of {shown} would "
+                       "replace: choose another --out")
+  network, prepare = open_on_all_devices(weights, model, None, dtype, text=of_text == {True})
   session = Session(network, prepare, data, cache.expanduser(), size, limit, steps, batch_size,
                     progress=progress, stop=stop, settings=settings or {},
                     spec=spec if is_spec(spec) else "")
@@ -182,7 +189,7 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
       written[name] = dict(
           figures=result.figures, protocol=result.protocol, not_as_in_the_paper=result.differs,
           left_out=dict(session.left_out), weights=printable(os.fspath(weights)), model=model,
-          digest=session.digest, dtype=dtype, data=printable(spec),
+          digest=session.digest, dtype=dtype, data=shown,
           versions=dict(dinov3_jax=__version__, jax=jax.__version__))
       _write(out / "results.json", written)
     yield name, result, dict(session.left_out)

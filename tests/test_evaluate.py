@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tarfile
@@ -63,6 +64,20 @@ def test_results_of_other_tasks_stay(pairs, tmp_path, monkeypatch):
   assert set(json.loads((tmp_path / "results.json").read_text())) == {"knn", "amstertime"}
 
 
+def test_results_of_other_data_are_not_overwritten(pairs, tmp_path, monkeypatch, capsys):
+  shutil.copytree(pairs, tmp_path / "other")
+  out = tmp_path / "out"
+  arguments = ("amstertime", *RANDOM, "--out", out, "--data")
+  assert command(monkeypatch, *arguments, pairs) == 0
+  before = (out / "results.json").read_text()
+  assert command(monkeypatch, *arguments, tmp_path / "other") == 1
+  said = f"has amstertime of {pairs}, which that of {tmp_path / 'other'} would replace: choose"
+  assert said in capsys.readouterr().err
+  assert (out / "results.json").read_text() == before
+  monkeypatch.chdir(pairs.parent)  # the same folder in other words
+  assert command(monkeypatch, *arguments, f"{pairs.name}/") == 0
+
+
 def test_it_goes_on_after_a_stop(pairs, tmp_path, monkeypatch, capsys):
   extract, calls = extraction.extract, []
 
@@ -121,8 +136,9 @@ def test_urls_of_sources(pairs, tmp_path, monkeypatch, capsys):
   found = []
   for data in (str(tar), f"file://{tar}", "memory://evaluate/x.tar",
                "manifest:memory://evaluate/list.csv"):
-    assert command(monkeypatch, "knn", *RANDOM, "--data", data, "--out", tmp_path / "out") == 0
-    result = json.loads((tmp_path / "out/results.json").read_text())["knn"]
+    out = tmp_path / str(len(found))
+    assert command(monkeypatch, "knn", *RANDOM, "--data", data, "--out", out) == 0
+    result = json.loads((out / "results.json").read_text())["knn"]
     assert result["data"] == data
     found.append([result["figures"], result["protocol"]])
   assert found[1:] == found[:1] * 3
