@@ -152,22 +152,35 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
   for name in tasks:
     if name not in TASKS:
       raise ValueError(f"there is no task {name}: take one of {', '.join(TASKS)}")
+  known = sorted({option for name in tasks for option in TASKS[name].options})
+  if unknown := (settings or {}).keys() - known:
+    raise ValueError(f"none of these tasks has the option {', '.join(sorted(unknown))}; there " + (
+      f"are {', '.join(known)}" if known else "is none"))
   for name, value in dict(size=size, limit=limit, steps=steps, batch_size=batch_size).items():
     if value is not None and value < 1:
       raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
-  data, out = pathlib.Path(data).expanduser(), out and pathlib.Path(out).expanduser()
-  if not data.is_dir() and not is_spec(str(data)):
-    raise ValueError(f"--data {printable(data)} is no folder")
+  spec, out = os.path.expanduser(data), out and pathlib.Path(out).expanduser()
+  data = pathlib.Path(spec)
+  if not data.is_dir() and not is_spec(spec):
+    raise ValueError(f"--data {printable(spec)} is no folder")
   if out:
     out.mkdir(parents=True, exist_ok=True)
   cache = pathlib.Path(cache or (out / "features" if out else "~/.cache/dinov3_jax/features"))
   of_text = {TASKS[name].text for name in tasks}
   if len(of_text) > 1:
     raise ValueError("tasks of text take other weights than the rest: evaluate them apart")
-  network, prepare = open_on_all_devices(weights, model, None, dtype, text=of_text == {True})
+  shown = printable(spec if is_spec(spec) else data)
   written = _read(out / "results.json") if out else {}
+  for name in tasks:
+    before = written.get(name)
+    other = before.get("data") if isinstance(before, dict) else None
+    if isinstance(other, str) and os.path.realpath(other) != os.path.realpath(shown):
+      raise ValueError(f"{out / 'results.json'} has {name} of {other}, which that of {shown} would "
+                       "replace: choose another --out")
+  network, prepare = open_on_all_devices(weights, model, None, dtype, text=of_text == {True})
   session = Session(network, prepare, data, cache.expanduser(), size, limit, steps, batch_size,
-                    progress=progress, stop=stop, settings=settings or {})
+                    progress=progress, stop=stop, settings=settings or {},
+                    spec=spec if is_spec(spec) else "")
   for name in tasks:
     result = TASKS[name](session)
     if out:
@@ -176,13 +189,11 @@ def results(tasks: Sequence[str], weights: str | os.PathLike, data: str | os.Pat
       written[name] = dict(
           figures=result.figures, protocol=result.protocol, not_as_in_the_paper=result.differs,
           left_out=dict(session.left_out), weights=printable(os.fspath(weights)), model=model,
-          digest=session.digest, dtype=dtype, data=printable(data),
+          digest=session.digest, dtype=dtype, data=shown,
           versions=dict(dinov3_jax=__version__, jax=jax.__version__))
       _write(out / "results.json", written)
     yield name, result, dict(session.left_out)
     session.left_out.clear()
-  if unused := (settings or {}).keys() - session.asked:
-    raise ValueError(f"none of these tasks has the option {', '.join(sorted(unused))}")
 
 
 def main() -> int:

@@ -62,8 +62,7 @@ def find_images(arguments: Iterable[str]) -> list[str]:
   found = {}
   for argument in map(os.path.expanduser, arguments):
     if is_spec(argument):
-      source = open_source(argument, "all")
-      found |= dict.fromkeys(Stored.of(argument, source, i) for i in range(len(source)))
+      found |= dict.fromkeys(Stored.several(argument, open_source(argument, "all")))
       continue
     paths = ([argument] if os.path.lexists(argument) else
              sorted(glob.glob(argument, recursive=True)))

@@ -25,7 +25,8 @@ def report(workdir: str | os.PathLike, split: str = "test") -> str:
 
   Raises:
     FileNotFoundError: the run has no checkpoint.
-    ValueError: its images cannot be opened, have no such split, or no labels.
+    ValueError: its images cannot be opened, have no such split, or no labels; or it is a run of
+      text.
   """
   # Here, so that the command answers --help without them: they are slow.
   import jax
@@ -36,10 +37,12 @@ def report(workdir: str | os.PathLike, split: str = "test") -> str:
   from dinov3_jax.train.evaluation import Evaluation
   from dinov3_jax.train.images import open_images
   from dinov3_jax.train.state import init_state
+  from dinov3_jax.weights import native
 
   folder = checkpoint.locate(workdir)
   config = checkpoint.stored_config(folder)
-  bank, queries = (open_images(config, name) for name in ("train", split))
+  native.check_backbone(config)
+  bank, queries = (_with_labels(open_images(config, name)) for name in ("train", split))
   if bank.labels is None or queries.labels is None:
     raise ValueError(f"{config.data.source} has no labels to report a k-NN accuracy on")
   config.mesh.update(data=1, fsdp=-1, tensor=1)  # of the devices here, not of those it trained on
@@ -65,6 +68,17 @@ def report(workdir: str | os.PathLike, split: str = "test") -> str:
   for name, features in rows.items():
     lines.append(f"  {name:<24}{evaluation.knn(features)['top1']:7.1%}")
   return "\n".join(lines)
+
+
+def _with_labels(source):
+  """A source that has labels, if only reading its images tells them."""
+  import numpy as np
+
+  from dinov3_jax.data.sources.subset import Subset
+  from dinov3_jax.evals.class_folders import labels_of
+  if source.labels is not None or (labels := labels_of(source)) is None:
+    return source
+  return Subset(source, np.arange(len(source)), labels, source.classes)
 
 
 def parser() -> arguments.Parser:

@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
+import tarfile
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -61,6 +64,20 @@ def test_results_of_other_tasks_stay(pairs, tmp_path, monkeypatch):
   assert set(json.loads((tmp_path / "results.json").read_text())) == {"knn", "amstertime"}
 
 
+def test_results_of_other_data_are_not_overwritten(pairs, tmp_path, monkeypatch, capsys):
+  shutil.copytree(pairs, tmp_path / "other")
+  out = tmp_path / "out"
+  arguments = ("amstertime", *RANDOM, "--out", out, "--data")
+  assert command(monkeypatch, *arguments, pairs) == 0
+  before = (out / "results.json").read_text()
+  assert command(monkeypatch, *arguments, tmp_path / "other") == 1
+  said = f"has amstertime of {pairs}, which that of {tmp_path / 'other'} would replace: choose"
+  assert said in capsys.readouterr().err
+  assert (out / "results.json").read_text() == before
+  monkeypatch.chdir(pairs.parent)  # the same folder in other words
+  assert command(monkeypatch, *arguments, f"{pairs.name}/") == 0
+
+
 def test_it_goes_on_after_a_stop(pairs, tmp_path, monkeypatch, capsys):
   extract, calls = extraction.extract, []
 
@@ -92,12 +109,41 @@ def test_errors_are_one_line(pairs, tmp_path, monkeypatch, capsys, arguments, me
   assert line.startswith(f"error: {message}")
 
 
-def test_options_that_no_task_has_are_told(pairs, tmp_path, monkeypatch, capsys):
-  """What the tasks have found stays."""
-  arguments = ("amstertime", *RANDOM, "--data", pairs, "--out", tmp_path, "--set", "frame=8")
+@pytest.mark.parametrize("tasks, said", [
+  (["amstertime"], "none of these tasks has the option frame; there is none"),
+  (["amstertime", "pca", "depth"],
+   "none of these tasks has the option frame; there are rate_factor, skip")])
+def test_options_that_no_task_has_are_told_before_any_work(pairs, tmp_path, monkeypatch, capsys,
+                                                           tasks, said):
+  arguments = (*tasks, *RANDOM, "--data", pairs, "--out", tmp_path / "out", "--set", "frame=8")
   assert command(monkeypatch, *arguments) == 1
-  assert "none of these tasks has the option frame" in capsys.readouterr().err
-  assert "amstertime" in json.loads((tmp_path / "results.json").read_text())
+  assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_urls_of_sources(pairs, tmp_path, monkeypatch, capsys):
+  """They are data as paths are, and results.json has them as they were given."""
+  monkeypatch.setenv("DINOV3_JAX_CACHE", str(tmp_path / "index"))
+  tar = tmp_path / "x.tar"
+  with tarfile.open(tar, "w") as file:
+    for i, path in enumerate(sorted((pairs / "new").iterdir())):
+      file.add(path, f"{'train' if i < 8 else 'val'}/{'ab'[i % 2]}/{path.name}")
+  fsspec.filesystem("memory").pipe("/evaluate/x.tar", tar.read_bytes())
+  (tmp_path / "list.csv").write_text("".join(
+    f"memory://evaluate/{i}.png,{'ab'[i % 2]},{'train' if i < 8 else 'val'}\n" for i in range(12)))
+  for i, path in enumerate(sorted((pairs / "new").iterdir())):
+    fsspec.filesystem("memory").pipe(f"/evaluate/{i}.png", path.read_bytes())
+  fsspec.filesystem("memory").pipe("/evaluate/list.csv", (tmp_path / "list.csv").read_bytes())
+  found = []
+  for data in (str(tar), f"file://{tar}", "memory://evaluate/x.tar",
+               "manifest:memory://evaluate/list.csv"):
+    out = tmp_path / str(len(found))
+    assert command(monkeypatch, "knn", *RANDOM, "--data", data, "--out", out) == 0
+    result = json.loads((out / "results.json").read_text())["knn"]
+    assert result["data"] == data
+    found.append([result["figures"], result["protocol"]])
+  assert found[1:] == found[:1] * 3
+  assert command(monkeypatch, "knn", *RANDOM, "--data", "memory://evaluate/none.tar") == 1
+  assert "memory://evaluate/none.tar" in capsys.readouterr().err
 
 
 def test_a_wrong_layout_says_what_is_wanted(pairs, tmp_path, monkeypatch, capsys):

@@ -1,9 +1,11 @@
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from dinov3_jax import report
+from dinov3_jax.train import images
 from dinov3_jax.train.checkpoint import Writer
 from dinov3_jax.train.state import init_state
 
@@ -58,11 +60,33 @@ def test_the_split_is_a_choice(config, tmp_path):
   assert "of 2 val images" in report.report(tmp_path / "run", "val")
 
 
+def test_labels_that_only_reading_the_images_tells(config, tmp_path, monkeypatch):
+  save(tmp_path / "run", config, jax.jit(lambda: init_state(config))())
+  table = report.report(tmp_path / "run")
+
+  def without(config, split):
+    source = opened(config, split)
+    source.label, source.labels = source.labels.__getitem__, None
+    return source
+
+  opened = images.open_images
+  monkeypatch.setattr(images, "open_images", without)
+  assert report.report(tmp_path / "run") == table
+
+
 def test_no_checkpoint_is_one_clear_line(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr("sys.argv", ["report", f"--workdir={tmp_path / 'none'}"])
   assert report.main() == 1
   error = capsys.readouterr().err
   assert error.startswith("error: no checkpoint in ") and error.count("\n") == 1
+
+
+def test_a_run_of_text_is_one_clear_line(tmp_path, monkeypatch, capsys):
+  save(tmp_path / "text", ConfigDict(dict(text=dict(width=8))), {"params": {"a": np.ones(2)}})
+  monkeypatch.setattr("sys.argv", ["report", f"--workdir={tmp_path / 'text'}"])
+  assert report.main() == 1
+  error = capsys.readouterr().err
+  assert error.startswith("error: this run has aligned text") and error.count("\n") == 1
 
 
 def test_home_folder(config, tmp_path, monkeypatch, capsys):

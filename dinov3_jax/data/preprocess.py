@@ -129,12 +129,15 @@ def preprocess(weights: str | os.PathLike = "", size: int | tuple[int, int] | No
     resize: "square", "shorter" or None; see `Preprocess`.
 
   Raises:
-    ValueError: the `preprocessor_config.json` is damaged, or asks for what cannot be done here.
+    ValueError: the `preprocessor_config.json` is damaged, or asks for what cannot be done here; or
+      a run of text, whose images go through `load_text(...).preprocess`.
   """
   path = expand(weights)
   if weights and is_native(path):
     from dinov3_jax.weights import native  # Orbax is slow to import
-    crops = native.stored_settings(native.locate(path))["crops"]
+    config = native.stored_settings(native.locate(path))
+    native.check_backbone(config)
+    crops = config["crops"]
     return Preprocess(tuple(crops["mean"]), tuple(crops["std"]), size or crops["global_sizes"][0],
                       resize)
   config = (path.parent if path.is_file() else path) / "preprocessor_config.json"

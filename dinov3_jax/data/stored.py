@@ -1,6 +1,8 @@
 """Images of a source, wherever images are named by paths."""
 
+import collections
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -21,6 +23,20 @@ class Stored(str):
     stored.source, stored.index = source, index
     return stored
 
+  @classmethod
+  def several(cls, what: str, source, indices: Iterable[int] | None = None) -> list["Stored"]:
+    """Some images of a `Source` that the user calls `what`, or all of them. Where it has a name
+    more than once, the image's number stands before it, as equal strings are taken for one image.
+    """
+    chosen = [int(i) for i in (range(len(source)) if indices is None else indices)]
+    result = [cls.of(what, source, i) for i in chosen]
+    counts = collections.Counter(result)
+    for place, (i, stored) in enumerate(zip(chosen, result)):
+      if counts[stored] > 1:
+        result[place] = cls(f"{what}/{i:08}-{stored[len(what) + 1:]}")
+        result[place].source, result[place].index = source, i
+    return result
+
   def read(self) -> np.ndarray:
     """Its pixels, uint8 [H, W, 3].
 
@@ -30,8 +46,19 @@ class Stored(str):
     return self.source[self.index]["image"]
 
   def mark(self) -> tuple[int, int]:
-    """What tells whether it may have changed: of its file, where there is one, bytes and a number
-    for its time; (-1, -1) otherwise."""
-    index = getattr(self.source, "index", None)
-    known = index and index.marks[int(index.file[self.source.rows[self.index]])]
-    return (known[0], zlib.crc32(str(known[1]).encode())) if known else (-1, -1)
+    """What tells whether it may have changed: bytes, and a number for the time of its file, or for
+    its content where no file is known, which takes reading it; (-1, -1) if it cannot be read."""
+    known = mark_of(self.source, self.index)
+    if known is not None:
+      return known[0], zlib.crc32(str(known[1]).encode())
+    try:
+      data = self.source.encoded(self.index)
+    except Exception:  # of any source; it is named when its turn comes
+      return -1, -1
+    return len(data), zlib.crc32(data)
+
+
+def mark_of(source, index: int) -> list | None:
+  """Bytes, and a time or tag, of the file that has an image of a `Source`; None where the source
+  does not know."""
+  return source.mark(index) if hasattr(source, "mark") else None

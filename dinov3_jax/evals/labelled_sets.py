@@ -5,6 +5,8 @@ The twelve fine-grained sets of the paper's table 22, and Places205 and iNatural
 
 import csv
 import dataclasses
+import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -52,16 +54,29 @@ def find(session: Session) -> Labelled:
   Raises:
     LayoutError: none that is known, or files that do not fit it.
   """
-  for marker, reader in READERS.items():
-    if (session.data / marker).exists():
-      found = reader(session)
-      for split, (paths, _) in (("training", found.train), ("test", found.test)):
-        if not paths:
-          raise LayoutError(f"{found.name} in {session.data} has no images of the {split} set")
-      return found
+  found = find_known(session)
+  if found is not None:
+    return found
   there = sorted(path.name for path in session.data.iterdir())[:5]
   raise LayoutError(f"{session.data} holds no data set that is known (it has {', '.join(there)}): "
                     f"wanted is one with {', '.join(READERS)}")
+
+
+def find_known(session: Session) -> Labelled | None:
+  """The same, but None if no data set that is known is there.
+
+  Raises:
+    LayoutError: files that do not fit the data set.
+  """
+  for marker, reader in READERS.items():
+    found = reader(session) if (session.data / marker).exists() else None
+    if found is None:
+      continue
+    for split, (paths, _) in (("training", found.train), ("test", found.test)):
+      if not paths:
+        raise LayoutError(f"{found.name} in {session.data} has no images of the {split} set")
+    return found
+  return None
 
 
 def _lines(session: Session, name: str) -> list[list[str]]:
@@ -89,20 +104,24 @@ def food(session: Session) -> Labelled:
 
 
 def cifar(session: Session) -> Labelled:
-  """CIFAR-10 or CIFAR-100; its images are written into the cache, as files, once."""
+  """CIFAR-10 or CIFAR-100; its images are written into the cache, as files, once, in a folder that
+  the bytes of its own files name: other sets have the same layout."""
   hundred = (session.data / "cifar-100-python").is_dir()
   folder, key = ("cifar-100-python", "fine_labels") if hundred else ("cifar-10-batches-py",
                                                                      "labels")
   files = [["train"], ["test"]] if hundred else [[f"data_batch_{i}" for i in range(1, 6)],
                                                  ["test_batch"]]
-  splits = []
+  splits, digest = [], hashlib.sha256()
+  for name in itertools.chain(*files):
+    with session.path(f"{folder}/{name}", folder).open("rb") as file:
+      digest.update(hashlib.file_digest(file, "sha256").digest())
   for split, names in zip(("train", "test"), files):
     images, labels = [], []
     for name in names:
       found = plain_pickle.load(session.path(f"{folder}/{name}", folder))
       images.append(np.asarray(found["data"], np.uint8).reshape(-1, 3, 32, 32))
       labels += list(found[key])
-    out = session.cache / folder / split
+    out = session.cache / f"{folder}-{digest.hexdigest()[:24]}" / split
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{i:05}.png" for i in range(len(labels))]
     for path, image in zip(paths, np.concatenate(images).transpose(0, 2, 3, 1)):
@@ -235,13 +254,22 @@ def places(session: Session) -> Labelled:
   return Labelled("Places205", [str(i) for i in range(count)], *splits)
 
 
-def inaturalist(session: Session) -> Labelled:
-  """2018 (`train2018.json`, names below `train_val2018/`) or 2021 (`train.json`)."""
+def inaturalist(session: Session) -> Labelled | None:
+  """2018 (`train2018.json`, names below `train_val2018/`) or 2021 (`train.json`); None where the
+  file of such a name is something else, as people keep many a thing beside class folders."""
   of_2018 = (session.data / "train2018.json").exists()
   splits, names = [], {}
   for split in ("train", "val"):
     file = f"{split}2018.json" if of_2018 else f"{split}.json"
-    found = json.loads(session.path(file, file).read_text())
+    try:
+      found = json.loads(session.path(file, file).read_bytes())
+    except (ValueError, RecursionError):
+      found = None
+    if not isinstance(found, dict) or not found.keys() >= {"images", "annotations", "categories"}:
+      if not splits:
+        return None
+      raise LayoutError(f"{session.data / file} is none of iNaturalist's files, as that of train "
+                        "is: it has no images, annotations and categories")
     labels = {item["image_id"]: item["category_id"] for item in found["annotations"]}
     names |= {item["id"]: str(item["name"]) for item in found["categories"]}
     splits.append(([session.path(item["file_name"], file) for item in found["images"]],
@@ -250,7 +278,7 @@ def inaturalist(session: Session) -> Labelled:
                   [names.get(i, str(i)) for i in range(max(names) + 1)], *splits)
 
 
-READERS: dict[str, Callable[[Session], Labelled]] = {  # by a file or folder that tells them
+READERS: dict[str, Callable[[Session], Labelled | None]] = {  # by a file or folder that tells them
   "food-101": food, "cifar-10-batches-py": cifar, "cifar-100-python": cifar, "SUN397": sun,
   "cars_train": cars, "fgvc-aircraft-2013b": aircraft, "VOCdevkit/VOC2007": voc, "dtd": dtd,
   "oxford-iiit-pet": pets, "101_ObjectCategories": caltech, "flowers-102": flowers,

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 import os
 import pathlib
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -68,8 +70,9 @@ class Session:
     progress: show bars.
     stop: asked between batches whether to stop.
     left_out: names of damaged images, and why; the tasks go on without them.
-    settings: what a task is to do otherwise than in its protocol, by the names that it asks for.
-    asked: the names that tasks have asked for so far.
+    settings: what a task is to do otherwise than in its protocol, by the names that it asks for
+      and that the catalogue has.
+    spec: a source in place of a folder of data, as for `open_source`; a path would not keep URLs.
   """
 
   model: nnx.Module
@@ -84,7 +87,7 @@ class Session:
   stop: Callable[[], object] = lambda: False
   left_out: dict[str, str] = dataclasses.field(default_factory=dict)
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  asked: set[str] = dataclasses.field(default_factory=set)
+  spec: str = ""
 
   @functools.cached_property
   def digest(self) -> str:
@@ -106,7 +109,6 @@ class Session:
       ValueError: a value of another type.
     """
     result = dict(own)
-    self.asked |= own.keys()
     for key in own.keys() & self.settings.keys():
       value, kind = self.settings[key], type(own[key])
       try:
@@ -147,7 +149,8 @@ class Session:
 
   def kept(self, task: str, settings: Any, files: Iterable[os.PathLike]) -> Kept:
     """Where a task keeps the training of its probes, for this model, these settings and files."""
-    names = [(os.fspath(path), mark(path)) for path in files]
+    names = [os.fspath(path) for path in files]
+    names = list(zip(names, marks(names)))
     devices = 1 if self.mesh is None else self.mesh.size
     return Kept(self.cache / f"{task}-{self._key((devices, settings, names))}.npz")
 
@@ -182,20 +185,21 @@ class Session:
     names = [os.fspath(image) for image in images]
     key = hashlib.sha256("\0".join([self.digest, repr(framing), *names]).encode(
         "utf-8", "surrogateescape"))
-    key.update(repr([mark(name) for name in names]).encode())
+    key.update(repr(marks(names)).encode())
     self.cache.mkdir(parents=True, exist_ok=True)
     out = self.cache / f"{key.hexdigest()[:24]}.npy"
     if not out.exists():
       self.left_out |= extract(names, out, self.model, framing, batch_size=self.batch_size,
                                progress=self.progress, stop=self.stop)
     arrays, found = read(out)
-    rows = {name: i for i, name in enumerate(found)}
-    kept = [i for i, name in enumerate(names) if printable(name) in rows]
-    for i in set(range(len(names))) - set(kept):
-      self.left_out.setdefault(printable(names[i]), "it could not be read when its features were "
-                               "taken")
+    kept = []  # by place, as names may repeat: the rows are in the order of the images
+    for i, name in enumerate(map(printable, names)):
+      if len(kept) < len(found) and name == found[len(kept)]:
+        kept.append(i)
+      else:
+        self.left_out.setdefault(name, "it could not be read when its features were taken")
     (cls,) = arrays.values()
-    return cls[[rows[printable(names[i])] for i in kept]], np.array(kept, int)
+    return np.array(cls), np.array(kept, int)
 
   def patches(self, image: np.ndarray, height: int | None = None, width: int | None = None,
               norm: bool = True) -> np.ndarray:
@@ -265,3 +269,11 @@ def mark(path: str | os.PathLike) -> tuple[int, int]:
   except OSError:
     return -1, -1
   return stat.st_size, stat.st_mtime_ns
+
+
+def marks(paths: Sequence[str | os.PathLike]) -> list[tuple[int, int]]:
+  """The `mark` of each of many files, which may be far away."""
+  parts = [paths[i : i + 256] for i in range(0, len(paths), 256)]
+  with ThreadPoolExecutor() as threads:
+    found = threads.map(lambda part: [mark(path) for path in part], parts)
+    return list(itertools.chain.from_iterable(found))

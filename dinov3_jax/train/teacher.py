@@ -114,6 +114,7 @@ def find(teacher: str, digest: str = "") -> Found | None:
   if is_native(path):
     folder = checkpoint.locate(path)
     config = checkpoint.stored_config(folder)
+    native.check_backbone(config)
     lacking = [name for name in HEADS if name not in native.stored_arrays(folder)["teacher"]]
     if lacking:
       raise ValueError(f"the checkpoint {folder} has no {' and no '.join(lacking)}: take a run "

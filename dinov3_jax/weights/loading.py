@@ -108,10 +108,9 @@ def _fresh(settings, dtype, mesh) -> tuple[Settings, Params]:
 def _from_native(name, path, dtype, mesh, network) -> tuple[Settings, Params]:
   from dinov3_jax.weights import native  # Orbax is slow to import
   folder = native.locate(path)
-  settings = native.stored_settings(folder).get("model")
-  if settings is None:
-    raise ValueError("this run has aligned text with a backbone, and has none of its own: take "
-                     "dinov3_jax.load_text for it, or the backbone that it names")
+  config = native.stored_settings(folder)
+  native.check_backbone(config)
+  settings = config["model"]
   _check_name(name, settings)
   stored = native.stored_arrays(folder).get(network)
   if not stored:
@@ -142,7 +141,9 @@ def settings_of(path: epath.Path, network: str = "teacher") -> Settings:
   `locate`."""
   if is_native(path):
     from dinov3_jax.weights import native  # Orbax is slow to import
-    return folded(native.stored_settings(native.locate(path))["model"])
+    config = native.stored_settings(native.locate(path))
+    native.check_backbone(config)
+    return folded(config["model"])
   return _opened(None, pathlib.Path(path), network)[2]
 
 

@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -81,6 +81,13 @@ def stored_settings(folder: epath.Path) -> dict[str, Any]:
     DamagedCheckpoint: see there.
   """
   return _read_verified(folder, "config")
+
+
+def check_backbone(config: Mapping[str, Any]):
+  """Raises a ValueError if a config is that of a run of text, which has no backbone of its own."""
+  if "model" not in config:
+    raise ValueError("this run has aligned text with a backbone, and has none of its own: take "
+                     "dinov3_jax.load_text for it, or the backbone that it names")
 
 
 def stored_position(folder: epath.Path) -> Any:

@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from dinov3_jax.data import preprocess as module
@@ -10,6 +11,7 @@ from dinov3_jax.data.decode import Decoder
 from dinov3_jax.data.preprocess import IMAGENET, SATELLITE, Preprocess, preprocess
 from dinov3_jax.data.sources import DamagedImage
 from dinov3_jax.train import checkpoint
+from dinov3_jax.weights.loading import load, settings_of
 
 
 @pytest.fixture
@@ -192,3 +194,11 @@ def test_a_run_says_what_it_was_trained_with(tmp_path, tiny_config):
   expected = Preprocess((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 48)
   assert preprocess(tmp_path) == preprocess(tmp_path / "checkpoints" / "1") == expected
   assert preprocess(tmp_path, 16).size == 16
+
+
+def test_a_run_of_text_is_refused(tmp_path):
+  with checkpoint.Writer(tmp_path, keep=1, keep_every=0) as writer:
+    writer.save(1, {"student": {"a": np.ones(2)}}, {}, ConfigDict(dict(text=dict(width=8))))
+  for call in (preprocess, settings_of, lambda path: load(None, path)):
+    with pytest.raises(ValueError, match="this run has aligned text with a backbone"):
+      call(tmp_path)

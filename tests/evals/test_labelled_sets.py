@@ -111,14 +111,31 @@ def test_two_training_images_and_one_of_the_test(session_of, tmp_path, name):
     sets.find(session_of(tmp_path))
 
 
-def test_cifar(session_of, tmp_path):
-  image = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)
+@pytest.mark.parametrize("text", ["[1, 2]", '{"images": []}', "{", '"\\ud800"'])
+def test_other_files_beside_class_folders(session_of, tmp_path, text):
+  """They make no data set of iNaturalist's, unless that of train is one."""
+  write(tmp_path, {"train.json": text})
+  assert sets.find_known(session_of(tmp_path)) is None
+  with pytest.raises(LayoutError, match=r"holds no data set that is known \(it has train.json"):
+    sets.find(session_of(tmp_path))
+  write(tmp_path, CASES["iNaturalist 2021"][2] | {"val.json": text})
+  with pytest.raises(LayoutError, match=r"val\.json is none of iNaturalist's files"):
+    sets.find(session_of(tmp_path))
+
+
+def write_cifar(root, image):
+  """CIFAR-10 whose batches are these two images, or the first of them."""
   batch = lambda *labels: pickle.dumps({"data": image[:len(labels)].transpose(0, 3, 1, 2).reshape(
       len(labels), -1), "labels": list(labels)}, 2)
   folder = "cifar-10-batches-py"
-  write(tmp_path, {f"{folder}/data_batch_{i}": batch(1, 0) for i in range(1, 6)} | {
+  write(root, {f"{folder}/data_batch_{i}": batch(1, 0) for i in range(1, 6)} | {
     f"{folder}/test_batch": batch(1),
     f"{folder}/batches.meta": pickle.dumps({"label_names": ["cat", "dog"]}, 2)})
+
+
+def test_cifar(session_of, tmp_path):
+  image = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)
+  write_cifar(tmp_path, image)
   session = session_of(tmp_path)
   found = sets.find(session)
   assert found.name == "CIFAR-10" and found.classes == ["cat", "dog"]
@@ -127,6 +144,15 @@ def test_cifar(session_of, tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(path)), own)
   times = [path.stat().st_mtime_ns for path in found.train[0]]
   assert [path.stat().st_mtime_ns for path in sets.find(session).train[0]] == times
+
+
+def test_another_cifar_in_the_same_cache_has_its_own_images(session_of, tmp_path):
+  for i in range(2):
+    image = np.random.default_rng(i).integers(0, 255, (2, 32, 32, 3), np.uint8)
+    write_cifar(tmp_path / str(i), image)
+    found = sets.find(session_of(tmp_path / str(i)))
+    for paths in (found.train[0], found.test[0]):
+      np.testing.assert_array_equal(np.asarray(Image.open(paths[0])), image[0])
 
 
 def test_several_labels_and_difficult_ones(session_of, tmp_path):

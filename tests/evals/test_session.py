@@ -7,6 +7,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dinov3_jax.data.decode import DamagedImage
+from dinov3_jax.data.stored import Stored
 from dinov3_jax.evals import session as s
 from dinov3_jax.evals.extraction import Stopped
 from dinov3_jax.evals.framing import framing
@@ -39,6 +41,31 @@ def test_damaged_images_are_left_out_and_named(session_of, tmp_path):
                                     framing(session.prepare, 32))
   assert len(features) == 2 and kept.tolist() == [0, 2]
   assert [name.endswith("bad.png") for name in session.left_out] == [True]
+
+
+def test_images_of_one_name_have_features_of_their_own(session_of, tmp_path):
+  class Source:
+    def name(self, index):
+      return "the same"
+
+    def __getitem__(self, index):
+      if index == 1:
+        raise DamagedImage("the same", "it is cut")
+      return {"image": np.full((32, 32, 3), 60 * index, np.uint8)}
+
+    def encoded(self, index):
+      return bytes([index])
+
+  class Other(Source):
+    def name(self, index):
+      return "another"
+
+  session = session_of("AmsterTime")
+  images = [Stored.of("x", source, i) for source, i in (
+    (Source(), 0), (Source(), 2), (Other(), 1), (Source(), 3))]
+  features, kept = session.features(images, framing(session.prepare, 32))
+  assert kept.tolist() == [0, 1, 3] and list(session.left_out) == ["x/another"]
+  assert len(np.unique(features, axis=0)) == 3
 
 
 def test_a_stop_is_obeyed(session_of):
@@ -82,7 +109,6 @@ def test_options(session_of):
   found, changed = session.options(frames=16, ratio=0.5, flip=False)
   assert vars(found) == dict(frames=8, ratio=0.5, flip=True)
   assert changed == ["frames = 8, not 16", "flip = True, not False"]
-  assert session.asked == {"frames", "ratio", "flip"}
   for settings, said in ((dict(frames="many"), "frames=many must be int, like 16"),
                          (dict(flip="maybe"), "flip=maybe must be bool, like False")):
     with pytest.raises(ValueError, match=said):

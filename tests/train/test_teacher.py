@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 import dinov3_jax
@@ -27,6 +28,13 @@ def mesh(distill_config):
 
 def test_without_a_name_there_is_none():
   assert teacher.find("") is None
+
+
+def test_a_run_of_text_is_no_teacher(tmp_path):
+  with checkpoint.Writer(tmp_path, keep=1, keep_every=0) as writer:
+    writer.save(1, {"params": {"a": np.ones(2)}}, {}, ConfigDict(dict(text=dict(width=8))))
+  with pytest.raises(ValueError, match="this run has aligned text with a backbone"):
+    teacher.find(str(tmp_path))
 
 
 def test_a_run_is_found_and_read(teacher_run, mesh):

@@ -1,5 +1,6 @@
 """ArrayRecord files whose records are images, or examples with one, as `pack` writes them."""
 
+import collections
 import functools
 import json
 import os
@@ -78,8 +79,9 @@ def scan(path: str) -> Found:
     classes = split = None
   except (KeyError, TypeError, json.JSONDecodeError) as error:
     raise ValueError(f"{printable(path + BESIDE)} is damaged ({error}): pack it again") from error
-  return Found([Entry(name, i, 0, label) for i, (name, label) in enumerate(zip(names, labels))],
-               classes, split)
+  counts = collections.Counter(names)  # what was packed may have had a name more than once
+  return Found([Entry(name if counts[name] == 1 else f"{i:08}-{name}", i, 0, label)
+                for i, (name, label) in enumerate(zip(names, labels))], classes, split)
 
 
 class _Reader:

@@ -1,12 +1,13 @@
 """A data set of TensorFlow Datasets."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
 
 from dinov3_jax.data.decode import DamagedImage, Decoder, decode
 from dinov3_jax.data.sources.notes import pixel_notes, spread
-from dinov3_jax.data.sources.splits import HELD_OUT
+from dinov3_jax.data.sources.splits import HELD_OUT, SPLITS
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ class TfdsSource:
   """A TensorFlow Datasets set of images, read without TensorFlow.
 
   It must have been prepared in the array_record format. val is its `validation` split, or the last
-  5 % of train where there is none.
+  5 % of train where there is none. `own_splits` are those of train, val and test that it has.
   """
 
   labels = None
@@ -42,6 +43,7 @@ class TfdsSource:
         f"tfds:{name} is not prepared in {builder.data_dir}; run `tfds build {name} "
         "--file_format=array_record` and set TFDS_DATA_DIR if it lies elsewhere")
     own_val = "validation" in sizes
+    self.own_splits = {"val" if key == "validation" else key for key in sizes} & {*SPLITS}
     spans = {
       "train": "train" if own_val else f"train[:{100 - HELD_OUT}%]",
       "val": "validation" if own_val else f"train[{100 - HELD_OUT}%:]",
@@ -60,6 +62,7 @@ class TfdsSource:
     self._label = "label" if has_label else None
     self._file_name = "file_name" if "file_name" in features else None
     self.classes = list(features["label"].names) if self._label else None
+    self._mark = _mark(str(builder.data_dir))
     self._data = builder.as_data_source(
       split=self.span, decoders={self._image: tfds.decode.SkipDecoding()})
 
@@ -105,10 +108,25 @@ class TfdsSource:
     """The label of an image, -1 without one; it takes reading its record."""
     return int(self._record(index)[0][self._label]) if self._label else -1
 
+  def mark(self, index: int) -> list | None:
+    """What tells whether the files of the set have changed; see `Source`."""
+    return self._mark
+
   def __getitem__(self, index: int) -> dict:
     record, name = self._record(index)
     label = int(record[self._label]) if self._label else -1
     return {"image": self._decoder(bytes(record[self._image]), name), "label": label, "name": name}
+
+
+def _mark(folder: str) -> list | None:
+  """Of a prepared set, the bytes of its files, and what tells their sizes and times from others."""
+  try:
+    with os.scandir(folder) as entries:
+      found = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
+                     for entry in entries if entry.is_file())
+  except OSError:  # it is no folder of this machine
+    return None
+  return [sum(size for _, size, _ in found), hashlib.sha256(repr(found).encode()).hexdigest()]
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from dinov3_jax.data.sources import is_spec
 from dinov3_jax.evals import classification, labelled_sets
 from dinov3_jax.evals import linear as probe
 from dinov3_jax.evals import logistic as regression
-from dinov3_jax.evals.class_folders import LAYOUT, classes_of, images_of, images_of_source
+from dinov3_jax.evals.class_folders import LAYOUT, classes_of, images_of, splits_of_source
 from dinov3_jax.evals.framing import framing
 from dinov3_jax.evals.knn import knn_accuracy
 from dinov3_jax.evals.labelled_sets import PER_CLASS
@@ -68,23 +68,20 @@ class Data:
 
 
 def _data(session: Session, size: int, shorter: int | None, several: bool = False) -> Data:
-  """Class folders, a source whose split `val` is the test set, or one of `labelled_sets`.
+  """Class folders, a source (see `splits_of_source`), or one of `labelled_sets`.
 
   Args:
     size, shorter: as for `framing`, of the task itself.
     several: whether the task can do with several labels an image.
   """
-  spec = str(session.data)
-  known = not is_spec(spec) and any(
-    (session.data / marker).exists() for marker in labelled_sets.READERS)
-  if known:
-    own = labelled_sets.find(session)
+  spec, notes = session.spec or str(session.data), []
+  own = None if is_spec(spec) else labelled_sets.find_known(session)
+  if own is not None:
     classes, splits = own.classes, (own.train, own.test)
     if own.train[1].ndim == 2 and not several:
       raise LayoutError(f"{own.name} has several labels an image: the task logistic can do with it")
   elif is_spec(spec):
-    *train, classes = images_of_source(spec, "train", None)
-    splits = [train, images_of_source(spec, "val", classes)[:2]]
+    *splits, classes, notes = splits_of_source(spec)
   else:
     folder = session.path("train", LAYOUT)
     classes = classes_of(folder)
@@ -97,10 +94,10 @@ def _data(session: Session, size: int, shorter: int | None, several: bool = Fals
     features, kept = session.features([images[i] for i in chosen], look)
     result += [features, labels[chosen][kept]]
     seen.append([images[i] for i in chosen[kept]])
-  differs = [f"images of {session.side(size)} pixels, not {size}"] * (
+  differs = notes + [f"images of {session.side(size)} pixels, not {size}"] * (
     session.side(size) != size) + [f"{session.limit} images of each split"] * (
     session.limit is not None)
-  if not known:
+  if own is None:
     return Data(*result, seen[0], classes, differs=differs)
   counted = None if own.counted is None else own.counted[chosen][kept]
   return Data(*result, seen[0], classes, own.name, own.metric, counted, [*own.differs, *differs])

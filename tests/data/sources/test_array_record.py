@@ -1,5 +1,6 @@
 """ArrayRecord files that others have written, and that are not whole."""
 
+import json
 import os
 
 import pytest
@@ -28,6 +29,16 @@ def test_records_that_are_images_or_examples(tmp_path, images):
   for i, reason in ((2, "neither an image nor an example"), (3, "no image; it has text")):
     with pytest.raises(DamagedImage, match=f"0000000{i} cannot be read: .*{reason}"):
       source.encoded(i)
+
+
+def test_names_that_were_packed_more_than_once(tmp_path, images):
+  data = [path.read_bytes() for path in below(images).values()][:3]
+  write(tmp_path / "x.array_record", data)
+  (tmp_path / "x.array_record.json").write_text(json.dumps(dict(
+    names=["0.jpg", "1.jpg", "0.jpg"], labels=[0, 0, 1], classes=["a", "b"])))
+  source = open_source(tmp_path / "x.array_record", "all")
+  assert [source.name(i) for i in range(3)] == ["00000000-0.jpg", "1.jpg", "00000002-0.jpg"]
+  assert [source.encoded(i) for i in range(3)] == data
 
 
 def test_files_that_are_not_whole(tmp_path, images):

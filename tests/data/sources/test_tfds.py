@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dinov3_jax.data.sources import DamagedImage, open_source
+from dinov3_jax.evals.class_folders import splits_of_source
 
 
 def encoded(image, **options):
@@ -50,6 +51,7 @@ def test_tfds(tfds_folder, monkeypatch):
   assert sizes == {"train": 38, "val": 2, "test": 4, "all": 44}
   source = pickle.loads(pickle.dumps(open_source("tfds:tiny_shapes:1.0.0", "test")))
   assert source.classes == ["round", "square"] and source.labels is None
+  assert source.own_splits == {"train", "test"}
   damaged = 0
   for i in range(len(source)):
     try:
@@ -62,6 +64,25 @@ def test_tfds(tfds_folder, monkeypatch):
     assert item["label"] == number % 2
     np.testing.assert_array_equal(item["image"], np.full((8, 6, 3), (number, 0, 0)))
   assert damaged == 1
+
+
+def test_a_set_is_evaluated(tfds_folder, monkeypatch):
+  """Its test set is read, and its train set whole; a broken image keeps its label."""
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_folder))
+  train, test, classes, notes = splits_of_source("tfds:tiny_shapes")
+  assert classes == ["round", "square"] and not notes
+  assert len(train[0]) == 40 and len(test[0]) == 4
+  for image, label in zip(train[0] + test[0], [*train[1], *test[1]]):
+    assert label == int(image.split("/")[-1].removesuffix(".png")) % 2
+
+
+def test_a_set_that_is_prepared_again_has_another_mark(tfds_folder, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_folder))
+  marks = lambda: [open_source("tfds:tiny_shapes", split).mark(0) for split in ("train", "test")]
+  before = marks()
+  assert before[0] is not None and marks() == before
+  next(tfds_folder.rglob("*test.array_record*")).touch()
+  assert marks() != before
 
 
 @pytest.mark.parametrize("name, message", [

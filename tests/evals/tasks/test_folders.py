@@ -43,6 +43,28 @@ def test_a_tar_of_the_same_images_gives_the_same_figures(session_of, colours, tm
   assert ours.figures == theirs.figures and ours.protocol == theirs.protocol
 
 
+def test_the_test_set_of_files_is_told(session_of, colours, tmp_path, monkeypatch):
+  """Files of a test set are it, and nothing is held out of train; without them, that is said."""
+  monkeypatch.setenv("DINOV3_JAX_CACHE", str(tmp_path / "cache"))
+  said = "no test set of its own"
+  for split, folder in (("train", "train"), ("test", "val")):
+    (tmp_path / "data").mkdir(exist_ok=True)
+    with tarfile.open(tmp_path / "data" / f"{split}-0000.tar", "w") as tar:
+      for path in sorted((colours / folder).glob("*/*.png")):
+        for copy in range(4):
+          tar.add(path, f"{path.parent.name}/{path.stem}-{copy}.png")
+    result = folders.knn(session_of(tmp_path / "data", size=32))
+    assert any(said in line for line in result.differs) == (split == "train")
+  assert result.protocol["train"] == 96 and result.protocol["test"] == 48
+
+
+def test_other_files_beside_class_folders(session_of, colours, tmp_path):
+  shutil.copytree(colours, tmp_path / "data")
+  (tmp_path / "data" / "train.json").write_text('[{"file_name": "0.png"}]')
+  ours, theirs = (folders.knn(session_of(data, size=32)) for data in (tmp_path / "data", colours))
+  assert ours.figures == theirs.figures
+
+
 def test_a_known_set(session_of, colours, tmp_path):
   """Pets of three colours; the figure that is usual for them has the paper's name."""
   root = tmp_path / "oxford-iiit-pet"
