@@ -1,7 +1,6 @@
 """The features of images, into one file: batches, the devices, and going on after a stop."""
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
@@ -33,6 +32,7 @@ from rich.progress import (
 from dinov3_jax.data.lock import FolderLock
 from dinov3_jax.data.preprocess import Preprocess
 from dinov3_jax.data.rows import HEADER_BYTES, Rows, is_ours, names_of
+from dinov3_jax.data.reach import UNREACHABLE, VANISHED
 from dinov3_jax.data.sources import DamagedImage
 from dinov3_jax.data.stored import Stored
 from dinov3_jax.data.walk import printable
@@ -41,9 +41,6 @@ from dinov3_jax.models.partition import DATA_AXES
 
 TOKENS = dict(cls=("cls",), patches=("patches",), all=("cls", "storage", "patches"))
 FORMATS = (".safetensors", ".npy")
-VANISHED = 32  # images in a row that cannot be reached: it is not they that are at fault
-UNREACHABLE = {errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV,
-               errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 
 
 class Stopped(Exception):
