@@ -31,8 +31,8 @@ from rich.progress import (
 
 from dinov3_jax.data.lock import FolderLock
 from dinov3_jax.data.preprocess import Preprocess
-from dinov3_jax.data.rows import HEADER_BYTES, Rows, is_ours, names_of
 from dinov3_jax.data.reach import UNREACHABLE, VANISHED
+from dinov3_jax.data.rows import HEADER_BYTES, Rows, is_ours, names_of
 from dinov3_jax.data.sources import DamagedImage
 from dinov3_jax.data.stored import Stored
 from dinov3_jax.data.walk import printable
