@@ -15,7 +15,7 @@ from dinov3_jax.data.sources.splits import SPLITS
 from dinov3_jax.data.walk import printable
 
 BESIDE = ".json"  # a file of this name beside a shard has names, labels, classes and the split
-KIND = "array_record.2"  # of the kept indices; the number grows where older ones lack something
+KIND = "array_record.3"  # of the kept indices; the number grows where older ones lack something
 PACKED = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.array_record")
 OPEN = 64  # shards that a process keeps open at once
 

@@ -1,23 +1,33 @@
 """Whether the images of a source are those that they were when an earlier call read them."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from dinov3_jax.data.sources.base import Source
-from dinov3_jax.data.stored import mark_of
 from dinov3_jax.data.walk import printable
 
 NONE = (-1, -1)
-THREADS = 32  # that look at files, which may be far away
+THREADS = 8  # that look at files
 
 Mark = tuple[int, int | str]
+
+
+def file_mark(path: str | os.PathLike) -> Mark:
+  """The mark of a file of this machine; `NONE` if it is not there."""
+  try:
+    stat = os.stat(path)
+  except OSError:
+    return NONE
+  return stat.st_size, stat.st_mtime_ns
 
 
 def mark(source: Source, index: int) -> Mark:
   """What tells whether an image has changed: the size of the file that it is in, and its time or
   tag; `NONE` where a source does not know."""
-  return tuple(mark_of(source, index) or NONE)
+  own = getattr(source, "mark", None)
+  return own(index) if own else NONE
 
 
 def marks(source: Source, indices: Sequence[int]) -> list[Mark]:
@@ -25,7 +35,7 @@ def marks(source: Source, indices: Sequence[int]) -> list[Mark]:
   if not hasattr(source, "mark"):
     return [NONE] * len(indices)
   with ThreadPoolExecutor(THREADS) as threads:
-    return list(threads.map(lambda index: mark(source, index), indices))
+    return list(threads.map(source.mark, indices))
 
 
 def digest(marks: Iterable[Mark]) -> str:
