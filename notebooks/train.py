@@ -66,4 +66,4 @@ Image.open(sorted(pathlib.Path(WORKDIR, "pictures").iterdir())[-1])
 
 # %%
 model = dinov3_jax.load(None, WORKDIR)
-print(dinov3_jax.export(WORKDIR, "safetensors", f"{WORKDIR}/exported-{int(state.step)}"))
+print(*dinov3_jax.export(WORKDIR, "safetensors", f"{WORKDIR}/exported-{int(state.step)}"), sep="\n")

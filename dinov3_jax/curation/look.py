@@ -111,7 +111,7 @@ def look(folder: pathlib.Path, source: Source, *, name: str = "look", level: int
     The page.
 
   Raises:
-    ValueError: features are missing, or of another source.
+    ValueError: features are missing, or of another source; a result is of features that are gone.
   """
   store = results.open_store(folder)
   pictures = Pictures(store, source)
@@ -119,6 +119,8 @@ def look(folder: pathlib.Path, source: Source, *, name: str = "look", level: int
   found = results.all_results(folder)
   page: list[tuple[str, Sequence[tuple[str, Sequence[Image.Image]]]]] = []
   shown = [key for key, result in found.items() if result["job"]["step"] in _SHEETS]
+  for key in found:  # before any picture is read
+    results.read_current(folder, key, store)
   for i, key in enumerate(["", *shown]):
     rng = np.random.default_rng([seed, i])
     if not key:

@@ -98,22 +98,43 @@ def read_result(folder: pathlib.Path, name: str) -> dict[str, Any]:
               job=json.loads((folder / name / "job.json").read_text()))
 
 
-def origin(folder: pathlib.Path, name: str | None) -> dict[str, Any] | None:
+def read_current(folder: pathlib.Path, name: str, store: Store | None = None) -> dict[str, Any]:
+  """`read_result` of a step whose rows are those of the features that are there now.
+
+  Args:
+    folder: of the curation.
+    name: of the result.
+    store: the folder's features, where they are open; their fingerprint takes a while to make.
+
+  Raises:
+    ValueError: the step has not ended, or was of features that are gone.
+  """
+  result = read_result(folder, name)
+  store = store or Store(folder / FEATURES)
+  if result["job"].get("features", store.fingerprint) != store.fingerprint:
+    raise ValueError(f"{folder / name} is of features that are gone, and its rows mean nothing in "
+                     f"those of {store.folder}: delete it, and make it again by "
+                     f"`{result['command']}`")
+  return result
+
+
+def origin(folder: pathlib.Path, name: str | None, store: Store | None = None
+           ) -> dict[str, Any] | None:
   """A result that another is made of, and all that it was made of, for the job of the other.
 
   Raises:
-    ValueError: the step has not ended.
+    ValueError: as `read_current`.
   """
-  return name and dict(name=name, job=read_result(folder, name)["job"])
+  return name and dict(name=name, job=read_current(folder, name, store)["job"])
 
 
-def read_rows(folder: pathlib.Path, name: str) -> np.ndarray:
+def read_rows(folder: pathlib.Path, name: str, store: Store | None = None) -> np.ndarray:
   """The rows that a step chose.
 
   Raises:
-    ValueError: it has not ended, chooses none, or its file is cut.
+    ValueError: as `read_current`; it chooses none, or its file is cut.
   """
-  read_result(folder, name)
+  read_current(folder, name, store)
   file = folder / name / "rows.npy"
   if not file.exists():
     raise ValueError(f"{folder / name} is a step that chooses no rows")
@@ -137,13 +158,14 @@ def write_tree(work: Folder, levels: list[Clusters], rows: np.ndarray | None) ->
   return Tree(made)
 
 
-def read_tree(folder: pathlib.Path, name: str) -> tuple[Tree, list[np.ndarray]]:
+def read_tree(folder: pathlib.Path, name: str, store: Store | None = None
+              ) -> tuple[Tree, list[np.ndarray]]:
   """The clusters of a `cluster` step, and the centroids of each level.
 
   Raises:
-    ValueError: there are none, or a file is cut.
+    ValueError: as `read_current`; there are none, or a file is cut.
   """
-  result = read_result(folder, name)
+  result = read_current(folder, name, store)
   if result["job"]["step"] != "cluster":
     raise ValueError(f"{folder / name} is no clustering but what `{result['job']['step']}` made")
   try:

@@ -17,7 +17,7 @@ from dinov3_jax.curation.hierarchy import Settings, hierarchy
 from dinov3_jax.curation.mixture import Part
 from dinov3_jax.curation.progress import Report, part, silent
 from dinov3_jax.curation.sampling import sample as draw
-from dinov3_jax.curation.store import StorePoints
+from dinov3_jax.curation.store import Store, StorePoints
 from dinov3_jax.curation.tree import Level, entropy, evenness
 
 
@@ -40,10 +40,10 @@ def cluster(folder: pathlib.Path, levels: Sequence[Settings], mesh: Mesh, *,
     clusters, the empty ones, the entropy of their sizes and more.
   """
   store = results.open_store(folder)
-  rows = None if of is None else np.unique(results.read_rows(folder, of))
+  rows = None if of is None else np.unique(results.read_rows(folder, of, store))
   points = StorePoints(store, mesh, rows)
   work = results.begin(folder, name, "cluster", dict(
-    features=store.fingerprint, of=results.origin(folder, of), seed=seed,
+    features=store.fingerprint, of=results.origin(folder, of, store), seed=seed,
     levels=[vars(level) for level in levels]))
   found = hierarchy(points, levels, seed=seed, folder=work, report=report)
   tree = results.write_tree(work, found, rows)
@@ -65,10 +65,10 @@ def sample(folder: pathlib.Path, target: int, *, name: str = "sample", clusters:
     and what its clusters gave.
   """
   store = results.open_store(folder)
-  tree, _ = results.read_tree(folder, clusters)
+  tree, _ = results.read_tree(folder, clusters, store)
   found = draw(tree, target, multiplier=multiplier, strategy=strategy, seed=seed)
   work = results.begin(folder, name, "sample", dict(
-    features=store.fingerprint, clusters=results.origin(folder, clusters), target=target,
+    features=store.fingerprint, clusters=results.origin(folder, clusters, store), target=target,
     multiplier=multiplier, strategy=strategy, seed=seed))
   return results.finish(work, dict(
     different=len(np.unique(found.rows)), target=target, levels=[
@@ -79,11 +79,12 @@ def sample(folder: pathlib.Path, target: int, *, name: str = "sample", clusters:
       for sizes, given in zip(tree.flat_sizes, found.given)]), store, found.rows)
 
 
-def _cells(folder: pathlib.Path, clusters: str | None, probes: int) -> Cells | None:
+def _cells(folder: pathlib.Path, clusters: str | None, probes: int, store: Store
+           ) -> Cells | None:
   """The lowest level of a clustering to look into."""
   if clusters is None:
     return None
-  tree, centroids = results.read_tree(folder, clusters)
+  tree, centroids = results.read_tree(folder, clusters, store)
   return Cells(centroids[0], tree.levels[0], probes)
 
 
@@ -133,11 +134,13 @@ def dedup(folder: pathlib.Path, mesh: Mesh, *, name: str = "unique", of: str | N
     dropped against each evaluation; `dropped-NAME.txt` names each of these, the image that it
     resembles, and their cosine, "-" where it does so through another image.
   """
+  for path in against:
+    _check_set(path)
   store = results.open_store(folder)
-  rows = None if of is None else np.unique(results.read_rows(folder, of))
+  rows = None if of is None else np.unique(results.read_rows(folder, of, store))
   points = StorePoints(store, mesh, rows)
   numbers = np.arange(points.rows) if rows is None else rows
-  cells = _cells(folder, clusters, probes)
+  cells = _cells(folder, clusters, probes, store)
   here_cells = _cells_of(cells, numbers, points.finite())
   sets = {path.name: results.open_store(path) for path in against}
   if len(sets) < len(against):
@@ -145,9 +148,9 @@ def dedup(folder: pathlib.Path, mesh: Mesh, *, name: str = "unique", of: str | N
   for path in against:
     _same_model(store, results.open_store(path), path)
   work = results.begin(folder, name, "dedup", dict(
-    features=store.fingerprint, of=results.origin(folder, of), threshold=threshold, neighbours=k,
-    against={key: other.fingerprint for key, other in sets.items()},
-    against_threshold=against_threshold, clusters=results.origin(folder, clusters),
+    features=store.fingerprint, of=results.origin(folder, of, store), threshold=threshold,
+    neighbours=k, against={key: other.fingerprint for key, other in sets.items()},
+    against_threshold=against_threshold, clusters=results.origin(folder, clusters, store),
     probes=probes, recall=recall))
   look = dict(k=k, recall=recall)
   share = 1 / (1 + 2 * len(sets))
@@ -175,6 +178,15 @@ def _write_dropped(path, store, rows, other, found) -> None:
   lines = (f"{ours}\t{theirs}\t{'-' if np.isnan(s) else format(s, '.3f')}\n" for ours, theirs, s
            in zip(store.names(rows), other.names(found.reference), found.similarity))
   results.disk.write_text(path, "".join(lines))
+
+
+def _check_set(path: pathlib.Path) -> None:
+  """Raises a ValueError if no result can be named after an evaluation's folder."""
+  try:
+    results.check_name(f"against-{path.name}")
+  except ValueError as error:
+    raise ValueError(f"results are named after {path}: rename it, or give a link to it, with "
+                     "letters, digits, -, _ and . alone") from error
 
 
 def _same_model(store, other, folder: pathlib.Path) -> None:
@@ -213,15 +225,15 @@ def retrieve(folder: pathlib.Path, seeds: pathlib.Path, mesh: Mesh, *, name: str
   points, queries = StorePoints(store, mesh), StorePoints(other, mesh)
   work = results.begin(folder, name, "retrieve", dict(
     features=store.fingerprint, seeds=other.fingerprint, k=k, probes=probes, recall=recall,
-    clusters=results.origin(folder, clusters), least=least, per_cluster=per_cluster, limit=limit,
-    seed=seed))
+    clusters=results.origin(folder, clusters, store), least=least, per_cluster=per_cluster,
+    limit=limit, seed=seed))
   if k is None:
-    tree, centroids = results.read_tree(folder, clusters)
+    tree, centroids = results.read_tree(folder, clusters, store)
     rows = retrieval.cluster_rows(queries, centroids[0], tree.levels[0], least=least,
                                   per_cluster=per_cluster, limit=limit, seed=seed)
   else:
     found = retrieval.nearest_rows(queries, points, k, folder=work, recall=recall, report=report,
-                                   cells=_cells(folder, clusters, probes))
+                                   cells=_cells(folder, clusters, probes, store))
     rows = np.sort(found[found >= 0])
   return results.finish(work, dict(different=len(np.unique(rows)), set=other.rows), store, rows)
 
@@ -246,7 +258,7 @@ def mix(folder: pathlib.Path, parts: Sequence[Part | tuple[str, float | None, bo
       made.append(entry)
       continue
     key, weight, homogeneous = entry
-    rows[key] = np.sort(results.read_rows(folder, key))
+    rows[key] = np.sort(results.read_rows(folder, key, store))
     made.append(Part(key, store.notes["source"], store.notes["split"], store.names(rows[key]),
                      weight, homogeneous))
   mixture.probabilities(made)  # raises before anything is written

@@ -74,7 +74,7 @@ class Store:
     return range(shard * size, min((shard + 1) * size, self.notes["items"]))
 
   def write(self, shard: int, array: np.ndarray, items: list[int], names: list[str],
-            damaged: dict[str, str]) -> None:
+            damaged: dict[str, str], marks: str | None = None) -> None:
     """Writes a shard, in the process that calls.
 
     Args:
@@ -82,6 +82,7 @@ class Store:
       array: [rows, d], stored as float16.
       items, names: the place in the source and the name of each row.
       damaged: why, by name, of images that have no row.
+      marks: the `marks.digest` of the images of the rows, by which a change of them is noticed.
     """
     array = np.asarray(array)
     with np.errstate(over="ignore"):
@@ -89,7 +90,14 @@ class Store:
     strange = np.flatnonzero(~is_finite(array)).tolist()
     disk.write_array(self._file(shard, "npy"), array, alone=True)
     disk.write_json(self._file(shard, "json"), dict(
-      rows=len(array), items=items, names=names, damaged=damaged, not_finite=strange), alone=True)
+      rows=len(array), items=items, names=names, damaged=damaged, marks=marks,
+      not_finite=strange), alone=True)
+
+  def noted(self, shard: int) -> dict[str, Any]:
+    """What a shard that is whole says of its rows: `items`, `names`, `damaged`, and `marks`, which
+    is None where an older version has written it."""
+    notes = json.loads(self._file(shard, "json").read_text())
+    return dict(notes, marks=notes.get("marks"))
 
   def _file(self, shard: int, suffix: str) -> pathlib.Path:
     return self.folder / f"{shard:05}.{suffix}"

@@ -2,7 +2,7 @@
 
 ```
 train-00000-of-00012.array_record        `tf.train.Example`s with image, label and file_name
-train-00000-of-00012.array_record.json   names, labels and classes, for the index
+train-00000-of-00012.array_record.json   names, labels, classes and the split, for the index
 pack.json                                what was packed how, and what is done
 SHA256SUMS                               of all shards; `sha256sum -c SHA256SUMS` checks them
 ```
@@ -25,10 +25,12 @@ from PIL import Image
 from dinov3_jax.data.decode import DamagedImage, decode, deep, open_image
 from dinov3_jax.data.header import held
 from dinov3_jax.data.lock import FolderLock
+from dinov3_jax.data.reach import Reach
 from dinov3_jax.data.resizing import resize
 from dinov3_jax.data.sources import SPLITS, Source, open_source
 from dinov3_jax.data.sources.array_record import BESIDE
 from dinov3_jax.data.sources.example import serialize
+from dinov3_jax.data.sources.marks import check_marks, check_names, digest, mark
 from dinov3_jax.data.sources.notes import spread
 from dinov3_jax.data.walk import printable
 from dinov3_jax.data.worker import start_worker
@@ -107,7 +109,8 @@ def pack(spec: str | os.PathLike, out: str | os.PathLike, *, split: str = "all",
   """Writes a source as ArrayRecord shards, or goes on where an earlier call was stopped.
 
   A shard has its name only when it is whole and on the disk. Reading `out` gives the same images in
-  the same order and splits.
+  the same order and splits. Shards with images that were damaged, and can be read now, are made
+  again.
 
   Args:
     spec: of the source; see `open_source`.
@@ -119,8 +122,10 @@ def pack(spec: str | os.PathLike, out: str | os.PathLike, *, split: str = "all",
     progress: called with the images that are done, and all.
 
   Raises:
-    ValueError: from `open_source`; a folder of another job; a package that is missing.
-    OSError: the folder cannot be written, or another process packs into it.
+    ValueError: from `open_source`; a folder of another job, or of other images; a package that is
+      missing.
+    OSError: the folder cannot be written, or another process packs into it; or images cannot be
+      reached, see `Reach`. The same call goes on once they can.
   """
   try:
     import array_record  # noqa: F401
@@ -135,11 +140,15 @@ def pack(spec: str | os.PathLike, out: str | os.PathLike, *, split: str = "all",
              encoding=dataclasses.asdict(encoding),
              counts={name: len(source) for name, source in sources.items()})
   with FolderLock(out, "packing"):
-    done = _resume(out, job)
-    tasks = []
+    done, tasks = _resume(out, job), []
     for name, source in sources.items():
       count = -(-len(source) // images_per_shard)
       tasks += [(name, i, count) for i in range(count)]
+    for task in tasks:
+      file, source = _file(*task), sources[task[0]]
+      if file in done and not _is_whole(out, file, done[file], spec, source, encoding,
+                                        _places(source, images_per_shard, task[1])):
+        del done[file]
     todo = [task for task in tasks if _file(*task) not in done]
     total = sum(job["counts"].values())
     made = sum(shard["images"] + len(shard["left_out"]) for shard in done.values())
@@ -193,6 +202,42 @@ def _resume(out: pathlib.Path, job: dict) -> dict[str, dict]:
           if (out / name).exists() and (out / name).stat().st_size == shard["file_bytes"]}
 
 
+def _is_whole(out: pathlib.Path, file: str, shard: dict, spec: str, source: Source,
+              encoding: Encoding, places: range) -> bool:
+  """Whether a shard that is there has all that the source has in its places.
+
+  Raises:
+    ValueError: these are other images than those that were packed.
+  """
+  try:
+    names = json.loads((out / (file + BESIDE)).read_text(errors="surrogateescape"))["names"]
+  except (FileNotFoundError, ValueError, KeyError):
+    return False
+  if len(names) != shard["images"]:  # it was being made again
+    return False
+  anew = f"delete {printable(out)}, or take another --out"
+  packed = check_names(source, places, names, shard["left_out"], spec, anew)
+  check_marks(source, packed, shard.get("marks"), spec, anew)  # the first version kept no marks
+  reach = Reach()
+  return not any(_is_readable(source, i, encoding, reach)
+                 for i in sorted(set(places) - set(packed)))
+
+
+def _is_readable(source: Source, index: int, encoding: Encoding, reach: Reach) -> bool:
+  try:
+    encoding(source.encoded(index), source.name(index))
+  except DamagedImage as error:
+    reach(error)
+    return False
+  return True
+
+
+def _places(source: Source, images_per_shard: int, number: int) -> range:
+  """Where in the source the images of a shard are."""
+  start = number * images_per_shard
+  return range(start, min(start + images_per_shard, len(source)))
+
+
 def _file(split: str, number: int, count: int) -> str:
   return f"{split}-{number:05}-of-{count:05}.array_record"
 
@@ -211,32 +256,35 @@ def _write_shard(out: pathlib.Path, sources: dict[str, Source], encoding: Encodi
   from array_record.python.array_record_module import ArrayRecordWriter
   name, source = _file(*task), sources[task[0]]
   new = out / f"{name}.new"
-  names, labels, left_out, read, stored = [], [], {}, 0, 0
+  names, labels, marks, left_out, read, stored = [], [], [], {}, 0, 0
   writer = ArrayRecordWriter(str(new), OPTIONS)
-  start = task[1] * images_per_shard
-  for i in range(start, min(start + images_per_shard, len(source))):
-    image = source.name(i)
+  reach = Reach()
+  for i in _places(source, images_per_shard, task[1]):
+    image, known = source.name(i), mark(source, i)  # before: a change must be noticed later
     try:
       data = source.encoded(i)
       kept = encoding(data, image)
     except DamagedImage as error:
+      reach(error)
       left_out[image] = error.reason
       continue
+    reach(None)
     label = _label(source, i)
     writer.write(serialize(dict(image=kept, label=label, file_name=image.encode())))
     names.append(image)
+    marks.append(known)
     labels.append(label if label >= 0 else None)
     read, stored = read + len(data), stored + len(kept)
   writer.close()
-  notes = dict(names=names, labels=labels, classes=source.classes)
+  notes = dict(names=names, labels=labels, classes=source.classes, split=task[0])
   _replace(out / (name + BESIDE), json.dumps(notes).encode())
   with new.open("r+b") as file:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    checksum = hashlib.file_digest(file, "sha256").hexdigest()
     os.fsync(file.fileno())
   size = new.stat().st_size
   new.replace(out / name)
-  return name, dict(sha256=digest, images=len(names), file_bytes=size, bytes=stored, read=read,
-                    left_out=left_out)
+  return name, dict(sha256=checksum, images=len(names), file_bytes=size, bytes=stored, read=read,
+                    left_out=left_out, marks=digest(marks))
 
 
 def _label(source: Source, index: int) -> int:

@@ -16,6 +16,8 @@ class Stored(str):
     index: its number there.
   """
 
+  _content = None
+
   @classmethod
   def of(cls, what: str, source, index: int) -> "Stored":
     """The image `index` of a `Source` that the user calls `what`."""
@@ -48,17 +50,13 @@ class Stored(str):
   def mark(self) -> tuple[int, int]:
     """What tells whether it may have changed: bytes, and a number for the time of its file, or for
     its content where no file is known, which takes reading it; (-1, -1) if it cannot be read."""
-    known = mark_of(self.source, self.index)
-    if known is not None:
-      return known[0], zlib.crc32(str(known[1]).encode())
-    try:
-      data = self.source.encoded(self.index)
-    except Exception:  # of any source; it is named when its turn comes
-      return -1, -1
-    return len(data), zlib.crc32(data)
-
-
-def mark_of(source, index: int) -> list | None:
-  """Bytes, and a time or tag, of the file that has an image of a `Source`; None where the source
-  does not know."""
-  return source.mark(index) if hasattr(source, "mark") else None
+    size, time = self.source.mark(self.index) if hasattr(self.source, "mark") else (-1, -1)
+    if time not in (-1, ""):
+      return size, zlib.crc32(str(time).encode())
+    if self._content is None:  # once, as it may come from far away
+      try:
+        data = self.source.encoded(self.index)
+      except Exception:  # of any source; it is named when its turn comes
+        return -1, -1
+      self._content = len(data), zlib.crc32(data)
+    return self._content

@@ -37,28 +37,68 @@ class Components:
     return np.where(True if mask is None else mask[..., None], colours, 0).astype(np.float32)
 
 
+class Moments:
+  """Mean and covariance of features that come in parts, so that none of them must be kept.
+
+  Attributes:
+    count: of the features.
+    mean: float64 [D].
+    scatter: float64 [D, D], the covariance times the count.
+  """
+
+  def __init__(self, dims: int):
+    self.count, self.mean, self.scatter = 0, np.zeros(dims), np.zeros((dims, dims))
+
+  def add(self, features):
+    """Takes features [n, D] in.
+
+    Raises:
+      ValueError: they are not finite.
+    """
+    x = np.asarray(features, np.float64)
+    if not np.isfinite(x).all():
+      raise ValueError(f"principal components need features {x.shape} that are all finite")
+    own = x.mean(0)
+    x, shift, total = x - own, own - self.mean, self.count + len(x)
+    self.scatter += x.T @ x + np.outer(shift, shift) * (self.count * len(x) / total)
+    self.mean = self.mean + shift * (len(x) / total)
+    self.count = total
+
+  @property
+  def variance(self) -> float:
+    """That of all dimensions together, divided by N - 1."""
+    return float(np.trace(self.scatter) / max(self.count - 1, 1))
+
+  def components(self, count: int = 3, skip: int = 0) -> Components:
+    """The principal components. Signs are fixed: the largest entry of every axis is positive.
+
+    Args:
+      count: how many.
+      skip: so many of the largest ones are left out; the paper's figure 17 shows those after 4.
+
+    Raises:
+      ValueError: too few features or dimensions.
+    """
+    if count + skip > min(self.count - 1, len(self.mean)):
+      raise ValueError(f"{count + skip} components need more features than that, and as many "
+                       f"dimensions, not {(self.count, len(self.mean))}")
+    variance, axes = np.linalg.eigh(self.scatter / (self.count - 1))
+    kept = slice(skip, skip + count)
+    variance, axes = np.maximum(variance[::-1][kept], 0), axes.T[::-1][kept]
+    axes = axes * np.sign(axes[np.arange(count), np.abs(axes).argmax(1)])[:, None]
+    return Components(self.mean, axes, variance)
+
+
 def fit(features, count: int = 3, skip: int = 0) -> Components:
-  """The principal components of features, of one image or of many.
-
-  Signs are fixed: the largest entry of every axis is positive.
-
-  Args:
-    features: [N, D].
-    count: how many components.
-    skip: so many of the largest ones are left out; the paper's figure 17 shows those after 4.
+  """`Moments.components` of features [N, D] that are all there.
 
   Raises:
     ValueError: too few features or dimensions, or features that are not finite.
   """
   x = np.asarray(features, np.float64)
-  if x.ndim != 2 or count + skip > min(len(x) - 1, x.shape[-1]) or not np.isfinite(x).all():
-    raise ValueError(f"{count + skip} components need more features than that, all finite, and as "
-                     f"many dimensions, not {x.shape}")
-  mean = x.mean(0)
-  _, singular, axes = np.linalg.svd(x - mean, full_matrices=False)
-  kept = slice(skip, skip + count)
-  axes = axes[kept] * np.sign(axes[kept][np.arange(count), np.abs(axes[kept]).argmax(1)])[:, None]
-  return Components(mean, axes, np.square(singular[kept]) / (len(x) - 1))
+  moments = Moments(x.shape[-1])
+  moments.add(x)
+  return moments.components(count, skip)
 
 
 def patch_shares(alpha, patch: int = 16) -> np.ndarray:
@@ -79,5 +119,6 @@ def foreground(score) -> np.ndarray:
 
 
 def picture_size(height: int, width: int, target: int = 768, patch: int = 16) -> tuple[int, int]:
-  """The size that the reference's notebooks look at: the height given, the width whole patches."""
-  return target, int(target * width / height) // patch * patch
+  """The size that the reference's notebooks look at: the height given, the width whole patches, at
+  least one."""
+  return target, max(int(target * width / height) // patch, 1) * patch

@@ -1,8 +1,9 @@
 """Multinomial logistic regression on frozen features, and the choice of its strength.
 
 The objective is scikit-learn's, which the reference calls: C sum_i CE_i + |W|^2 / 2, with biases
-that are not penalised. It is strictly convex in what the probabilities depend on, so any solver
-that converges gives the same classifier; here it is SciPy's L-BFGS in float64.
+that are not penalised. Of two classes, scikit-learn has one row of coefficients w, the difference
+of the two: C sum_i CE_i + |w|^2 / 2. Both are strictly convex in what the probabilities depend on,
+so any solver that converges gives the same classifier; here it is SciPy's L-BFGS in float64.
 """
 
 import dataclasses
@@ -69,8 +70,9 @@ def fit(features, labels, C: float, start: Classifier | None = None) -> Classifi
   count, dims = len(classes), x.shape[1]
   truth = np.zeros((len(x), count))
   truth[np.arange(len(x)), y] = 1
-  # The objective over N C, which is of the order of 1 at any C.
-  scale = 1 / (C * len(x))
+  # The objective over N C, which is of the order of 1 at any C. Two rows w/2 and -w/2 have the
+  # penalty |w|^2 / 4, so that of two classes counts twice.
+  scale = (2 if count == 2 else 1) / (C * len(x))
 
   def objective(flat):
     w, b = flat[:-count].reshape(count, dims), flat[-count:]
@@ -91,8 +93,7 @@ def fit(features, labels, C: float, start: Classifier | None = None) -> Classifi
 def fit_binary(features, labels, C: float) -> Classifier:
   """The logistic regression of one class against the rest, with one row of coefficients.
 
-  Its objective is C sum_i log(1 + exp(-y_i z_i)) + |w|^2 / 2, as scikit-learn's for two classes.
-  That of `fit` with two rows w and -w would penalise twice the |w|^2 at half the logit.
+  Its objective is C sum_i log(1 + exp(-y_i z_i)) + |w|^2 / 2, that of `fit`.
 
   Args:
     features: [N, D].
@@ -105,8 +106,7 @@ def fit_binary(features, labels, C: float) -> Classifier:
   labels = np.asarray(labels).astype(np.int64)
   if len(np.unique(labels)) != 2:
     raise ValueError("a class against the rest needs images of both")
-  # Two rows w/2 and -w/2 have the logit w and the penalty |w|^2 / 4: C/2 restores the balance.
-  both = fit(features, labels, C / 2)
+  both = fit(features, labels, C)
   w, b = both.coefficients[1] - both.coefficients[0], both.intercepts[1] - both.intercepts[0]
   return Classifier(np.arange(2), np.stack([np.zeros_like(w), w]), np.array([0, b]))
 
@@ -148,7 +148,13 @@ def choose(features, labels, fitting, validation, cs: Sequence[float] = CS
 
   Returns:
     The best C, the accuracies [len(cs)] from 0 to 1, and the classifier.
+
+  Raises:
+    ValueError: there are no validation images, or as `fit`.
   """
+  if not len(validation):
+    raise ValueError("C is chosen on images that are left out of the fit, and there are none: at "
+                     "least one class needs two images (or a larger --limit)")
   features, labels = np.asarray(features, np.float64), np.asarray(labels)
   accuracies, model = [], None
   for C in cs:

@@ -32,7 +32,7 @@ class DinoText:
     preprocess: what images must go through.
     tokenizer: what captions go through.
     patch_size: side of a patch, pixels.
-    shards: data shards of the mesh, which must divide the images of a call.
+    shards: data shards of the mesh, which share the images of a call.
     logit_scale: the factor of the similarities in training, whose softmax is a probability.
   """
 
@@ -67,7 +67,7 @@ class DinoText:
 
     Args:
       images: float [B, H, W, 3], as `preprocess` makes them; H and W multiples of the patch size.
-        On a mesh its data shards must divide B.
+        On a mesh whose data shards do not divide B, zeros are computed beside them.
 
     Returns:
       `global` [B, E], and `patches` [B, N, E/2], N patches in rows.
@@ -81,7 +81,10 @@ class DinoText:
     if height % self.patch_size or width % self.patch_size:
       raise ValueError(f"images of {height}x{width} are not a whole number of patches of "
                        f"{self.patch_size}: resize them to a multiple")
-    return self._encode_images(self.backbone.params, self.params, self._placed(images))
+    missing = -len(images) % self.shards
+    images = jnp.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    found = self._encode_images(self.backbone.params, self.params, self._placed(images))
+    return {name: x[:len(x) - missing] for name, x in found.items()}
 
   def encode_text(self, texts: str | Sequence[str]) -> dict[str, np.ndarray]:
     """Features of captions, float32 and of unit length.

@@ -47,10 +47,13 @@ def accuracy(images: np.ndarray, classes: np.ndarray, labels: np.ndarray,
     classes: float [K, D], of unit length.
     labels: int [N], of each image.
     ranks: how many nearest classes count; those of K and more are left out but for the first.
+
+  Of classes that are equally near, as those of one name are, the first comes first.
   """
   similarities = images @ classes.T
   own = similarities[np.arange(len(labels)), labels][:, None]
-  before = np.sum(similarities >= own, axis=1) - 1
+  earlier = np.arange(len(classes)) < np.asarray(labels)[:, None]
+  before = np.sum((similarities > own) | ((similarities == own) & earlier), axis=1)
   return {f"top{rank}": float(np.mean(before < rank)) for rank in ranks
           if rank == 1 or rank < len(classes)}
 

@@ -69,11 +69,17 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
   Args:
     batch: arrays, one or a tree of them, whose first axis are the images.
     mesh: of the devices.
+
+  Raises:
+    ValueError: the process's shards do not divide its images.
   """
   local, layout = local_shards(mesh), batch_sharding(mesh)
 
   def place(x):
-    rows = len(x) // len(local)
+    rows, left = divmod(len(x), len(local))
+    if left or not rows:
+      raise ValueError(f"{len(x)} images cannot be split evenly over {len(local)} data shards: "
+                       "take a multiple of them")
 
     def part(index):
       first = local.index((index[0].start or 0) // rows) * rows

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,6 +55,16 @@ def test_duplicates_stand_in_one_line(curation, single):
                                            np.random.default_rng(0))
   assert len(lines) == 10 and lines[0][0] == "2 alike, the first is kept"
   assert source.asked[:4] == [0, 390, 1, 391]
+
+
+def test_results_of_features_that_are_gone_are_not_shown(curation, single, stored, inputs):
+  steps.dedup(curation, single, threshold=0.99999)
+  shutil.rmtree(curation / "features")
+  stored(curation, inputs.POOL[:80])
+  source = Colours(80)
+  with pytest.raises(ValueError, match="unique is of features that are gone"):
+    look(curation, source)
+  assert not source.asked
 
 
 def test_which_clusters_and_rows():

@@ -162,12 +162,49 @@ def test_a_result_of_a_result_that_was_made_anew(prepared, single):
     steps.sample(curation, 60)
 
 
+def test_results_of_features_that_are_gone_are_refused(prepared, single, inputs, stored):
+  """Whatever reads them; what is not done yet leaves nothing behind."""
+  curation, other = prepared
+  steps.retrieve(curation, other, single, k=3)
+  shutil.rmtree(curation / "features")
+  stored(curation, inputs.POOL[:80])
+  before = sorted(curation.rglob("*"))
+  for name, used, run in [
+      ("clusters", "clusters", lambda: steps.sample(curation, 60, name="new")),
+      ("of", "sample", lambda: steps.cluster(curation, LEVELS, single, name="new", of="sample")),
+      ("dedup", "sample", lambda: steps.dedup(curation, single, name="new", of="sample")),
+      ("cells", "clusters", lambda: steps.dedup(curation, single, name="new",
+                                                clusters="clusters")),
+      ("whole", "clusters", lambda: steps.retrieve(curation, other, single, name="new", k=None,
+                                                   clusters="clusters")),
+      ("near", "clusters", lambda: steps.retrieve(curation, other, single, name="new", k=3,
+                                                  clusters="clusters")),
+      ("mix", "retrieved", lambda: steps.mix(curation, [("retrieved", 1.0, False)], name="new")),
+  ]:
+    command = json.loads((curation / used / "result.json").read_text())["command"]
+    with pytest.raises(ValueError, match=rf"{used} is of features that are gone") as error:
+      run()
+    assert f"delete it, and make it again by `{command}`" in str(error.value), name
+    assert sorted(curation.rglob("*")) == before, name
+  shutil.rmtree(curation / "clusters")
+  steps.cluster(curation, LEVELS, single)
+  assert steps.sample(curation, 60, name="new")["rows"] == 60
+
+
 def test_against_an_evaluation(prepared, single):
   curation, other = prepared
   r = steps.dedup(curation, single, threshold=0.99999, against=[other], against_threshold=0.99999)
   assert r["against"] == {"set": 25} and r["rows"] == 365
   lines = (curation / "unique" / "dropped-set.txt").read_text().splitlines()
   assert lines[0] == "40.jpg\t0.jpg\t1.000" and lines[-1] == "64.jpg\t24.jpg\t1.000"
+
+
+def test_names_of_evaluations_are_checked_first(prepared, single):
+  curation, other = prepared
+  other = other.rename(other.parent / "my val")
+  with pytest.raises(ValueError, match="my val: rename it, or give a link to it, with letters"):
+    steps.dedup(curation, single, against=[other])
+  assert not (curation / "unique").exists()
 
 
 def test_retrieve(prepared, single):

@@ -31,6 +31,17 @@ def test_pca(record):
   np.testing.assert_allclose(turned, rgb, atol=2e-4)
 
 
+def test_features_may_come_in_parts():
+  x = np.random.default_rng(0).standard_normal((50, 8)) + 100
+  moments = components.Moments(8)
+  for part in np.split(x, [3, 4, 20]):
+    moments.add(part)
+  found, expected = moments.components(3), components.fit(x)
+  for name in ("mean", "axes", "variance"):
+    np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-9)
+  np.testing.assert_allclose(moments.variance, x.var(0, ddof=1).sum(), rtol=1e-12)
+
+
 def test_components_after_the_first_ones():
   x = np.random.default_rng(0).standard_normal((50, 4)) * [8, 4, 2, 1]
   np.testing.assert_allclose(components.fit(x, 2, skip=1).axes, components.fit(x, 3).axes[1:])

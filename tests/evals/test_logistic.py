@@ -48,6 +48,25 @@ def test_choice(record):
       float(record["test_top1"]), abs=1e-4)
 
 
+def test_two_classes_have_the_objective_of_a_single_row():
+  """C sum log(1 + exp(-y z)) + |w|^2 / 2, by its gradient at what `fit` finds."""
+  rng = np.random.default_rng(0)
+  x, labels, C = rng.standard_normal((40, 5)), rng.integers(0, 2, 40), 0.3
+  model = logistic.fit(x, labels, C)
+  w, b = np.diff(model.coefficients, axis=0)[0], np.diff(model.intercepts)[0]
+  pulled = 1 / (1 + np.exp(-(x @ w + b))) - labels
+  np.testing.assert_allclose(C * pulled @ x + w, 0, atol=1e-8)
+  np.testing.assert_allclose(pulled.sum(), 0, atol=1e-8)
+  binary = logistic.fit_binary(x, labels, C)
+  np.testing.assert_allclose(binary.probabilities(x), model.probabilities(x), atol=1e-8)
+
+
+def test_a_choice_needs_images_that_are_left_out():
+  fitting, validation = logistic.split([0, 1, 2])
+  with pytest.raises(ValueError, match="there are none: at least one class needs two images"):
+    logistic.choose(np.eye(3), [0, 1, 2], fitting, validation)
+
+
 def test_several_labels(recorded):
   record = recorded("logreg_multilabel")
   features, labels = np.array(record["features"]), np.array(record["labels"])

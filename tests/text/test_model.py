@@ -54,6 +54,17 @@ def test_on_a_mesh_features_are_the_same(model, text_run):
                                model.encode_text(["red", "blue"])[name], atol=1e-5)
 
 
+def test_any_number_of_images_goes_over_a_mesh(model, text_run):
+  """Three devices, and more or fewer images than they share evenly."""
+  mesh = jax.make_mesh((3, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:3],
+                       axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  spread = load_text(text_run, mesh=mesh)
+  for count in (1, 4):
+    seen, expected = (m.encode_image(images(count)) for m in (spread, model))
+    for name in ("global", "patches"):
+      np.testing.assert_allclose(seen[name], expected[name], atol=1e-5)
+
+
 @pytest.mark.parametrize("bad, message", [
   (np.zeros((1, 16, 16, 3), np.uint8), "images must be float"),
   (np.zeros((1, 12, 16, 3), np.float32), "images of 12x16 are not a whole number of patches of 8")])

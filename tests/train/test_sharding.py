@@ -199,6 +199,12 @@ def test_a_batch_is_placed_shard_by_shard():
   assert all(x.sharding == batch_sharding(mesh) for x in placed.values())
 
 
+@pytest.mark.parametrize("count", [2, 6])
+def test_a_batch_that_does_not_fill_the_shards_is_an_error(count):
+  with pytest.raises(ValueError, match=f"{count} images cannot be split evenly over 4 data shards"):
+    place_batch(dict(crops=np.zeros((count, 3))), mesh_of(2, 2, 2))
+
+
 class Chip:
   """A device of a slice, as far as a mesh looks at it."""
 

@@ -3,15 +3,20 @@
 import collections
 import functools
 import json
+import os
+import re
 import threading
 
 from dinov3_jax.data.decode import DamagedImage, Decoder
 from dinov3_jax.data.sources import example, places
 from dinov3_jax.data.sources.encoded import EncodedSource
 from dinov3_jax.data.sources.index import Entry, Found, Index, open_index
+from dinov3_jax.data.sources.splits import SPLITS
 from dinov3_jax.data.walk import printable
 
-BESIDE = ".json"  # a file of this name beside a shard has names, labels and classes
+BESIDE = ".json"  # a file of this name beside a shard has names, labels, classes and the split
+KIND = "array_record.3"  # of the kept indices; the number grows where older ones lack something
+PACKED = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.array_record")
 OPEN = 64  # shards that a process keeps open at once
 
 
@@ -20,8 +25,8 @@ def open_array_records(what: str, files: list[str], split: str, decoder: Decoder
   """The images of ArrayRecord files, in the order of their records.
 
   A record is an encoded image, or a `tf.train.Example` with one under `image`, `image/encoded`,
-  `jpg` or `png`. Names and labels are those that `pack` has written beside the files; of others,
-  only the numbers of records are known without reading them.
+  `jpg` or `png`. Names, labels and splits are those that `pack` has written beside the files; of
+  others, only the numbers of records are known without reading them.
 
   Raises:
     ValueError: a file that is cut or unreadable, or in a bucket; one line.
@@ -31,7 +36,7 @@ def open_array_records(what: str, files: list[str], split: str, decoder: Decoder
   if remote:
     raise ValueError(f"{printable(remote)}: ArrayRecord files are read from disks alone; copy "
                      "them, or keep tars in the bucket")
-  index = open_index("array_record", files, scan, by_name=False)
+  index = open_index(KIND, files, scan, by_name=False)
   return EncodedSource(what, index, _Reader(), split, decoder)
 
 
@@ -60,16 +65,23 @@ def scan(path: str) -> Found:
     with open(path + BESIDE, encoding="utf-8", errors="surrogateescape") as file:
       notes = json.load(file)
     names, labels, classes = notes["names"], notes["labels"], notes["classes"]
+    # The first version of `pack` told the split by the name of the file alone.
+    named = PACKED.fullmatch(os.path.basename(path))
+    split = notes.get("split") or (named and named[1])
+    if split not in (*SPLITS, None):
+      raise ValueError(f"{printable(path + BESIDE)} names the split {split!r}, and splits are "
+                       f"{', '.join(SPLITS)}: pack it again")
     if not len(names) == len(labels) == count:
       raise ValueError(f"{printable(path)} has {count:,} records, but {printable(path + BESIDE)} "
                        f"names {len(names):,}: pack it again")
   except FileNotFoundError:
-    names, labels, classes = [f"{i:08}" for i in range(count)], [None] * count, None
+    names, labels = [f"{i:08}" for i in range(count)], [None] * count
+    classes = split = None
   except (KeyError, TypeError, json.JSONDecodeError) as error:
     raise ValueError(f"{printable(path + BESIDE)} is damaged ({error}): pack it again") from error
   counts = collections.Counter(names)  # what was packed may have had a name more than once
   return Found([Entry(name if counts[name] == 1 else f"{i:08}-{name}", i, 0, label)
-                for i, (name, label) in enumerate(zip(names, labels))], classes)
+                for i, (name, label) in enumerate(zip(names, labels))], classes, split)
 
 
 class _Reader:

@@ -14,8 +14,8 @@ class Source(Protocol):
   would tell (TFDS). `name(i)` is the name alone, without decoding, and `encoded(i)` the image as it
   is stored, or as a PNG.
 
-  A source whose images lie in files has `mark(i)`: a list of the bytes and the time or tag of the
-  file that has an image, and maybe others; None where it cannot tell.
+  A source whose images lie in files has `mark(i)`, which tells whether an image has changed; see
+  `marks.mark`.
 
   A source whose images are read in blocks has `blocks`, the starts of these, ending with the number
   of images.

@@ -8,6 +8,7 @@ import numpy as np
 
 from dinov3_jax.data.decode import DamagedImage, Decoder
 from dinov3_jax.data.sources.index import Index
+from dinov3_jax.data.sources.marks import NONE, Mark
 from dinov3_jax.data.sources.notes import pixel_notes, spread
 from dinov3_jax.data.sources.ranges import Ranges
 from dinov3_jax.data.sources.splits import SPLITS
@@ -21,7 +22,8 @@ _told = set()  # the sources that this process has described
 class Reader(Protocol):
   """Reads the bytes of an image from an index; it pickles, and threads share it.
 
-  It raises DamagedImage for one that cannot be read, OSError if its file cannot.
+  It raises DamagedImage for one that cannot be read, OSError if its file cannot. Where images are
+  files of their own, its `mark` gives that of one.
   """
 
   def __call__(self, index: Index, row: int) -> bytes: ...
@@ -75,6 +77,13 @@ class EncodedSource:
     """The name of an image, without reading it."""
     return printable(self.index.name(int(self.rows[index])))
 
+  def mark(self, index: int) -> Mark:
+    """What tells whether an image has changed: of its file, or of the one that it is in."""
+    row = int(self.rows[index])
+    own = getattr(self._reader, "mark", None)
+    known = own(self.index, row) if own else self.index.marks[int(self.index.file[row])]
+    return tuple(known) if known else NONE
+
   def encoded(self, index: int) -> bytes:
     """The bytes of an image as they are stored.
 
@@ -83,13 +92,6 @@ class EncodedSource:
       OSError: their file cannot.
     """
     return self._reader(self.index, int(self.rows[index]))
-
-  def mark(self, index: int) -> list | None:
-    """What tells whether the file of an image has changed; see `Source`."""
-    row = int(self.rows[index])
-    known = self.index.marks[int(self.index.file[row])]
-    own = getattr(self._reader, "mark", None)
-    return own(self.index, row) if known is None and own else known
 
   def __getitem__(self, index: int) -> dict:
     name = self.name(index)

@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 
 from dinov3_jax.data.decode import DamagedImage, Decoder, decode
-from dinov3_jax.data.sources import places
 from dinov3_jax.data.sources.layout import Layout, read_layout
+from dinov3_jax.data.sources.marks import file_mark
 from dinov3_jax.data.sources.notes import pixel_notes, spread
 from dinov3_jax.data.walk import SUFFIXES, images_below, printable
 
@@ -79,6 +79,10 @@ class FolderSource:
     """The name of an image, without reading it."""
     return printable(self._path(index))
 
+  def mark(self, index: int) -> tuple[int, int]:
+    """What tells whether an image has changed: bytes, and nanoseconds of its time."""
+    return file_mark(self.root / self._path(index))
+
   def encoded(self, index: int) -> bytes:
     """The bytes of an image's file.
 
@@ -91,13 +95,6 @@ class FolderSource:
     except OSError as error:
       self._check_there()
       raise DamagedImage(self.name(index), error.strerror or error) from error
-
-  def mark(self, index: int) -> list | None:
-    """What tells whether the file of an image has changed; see `Source`."""
-    try:
-      return places.mark(str(self.root / self._path(index)))
-    except ValueError:  # it is not there
-      return None
 
   def __getitem__(self, index: int) -> dict:
     name = self.name(index)

@@ -50,11 +50,17 @@ class Entry:
 
 @dataclasses.dataclass
 class Found:
-  """What is in a file: its images, the names of classes by number where it has them, and whether
-  names of folders say more."""
+  """What is in a file.
+
+  Attributes:
+    entries: its images.
+    classes: the names of classes by number, where it has them.
+    split: train, val or test, where the file itself says of which it is.
+  """
 
   entries: list[Entry]
   classes: list[str] | None = None
+  split: str | None = None
 
 
 class Index:
@@ -147,7 +153,8 @@ def build(files: Sequence[str], marks: Sequence[list], found: Sequence[Found],
           ) -> Index:
   """An index of what was found in each file.
 
-  Names that two files share get the file's name before them. Splits are those of the files' names
+  Names that two files share get the file's name before them. Splits are those that the files
+  themselves tell (see `Found`), and then nothing is held out; or those of the files' names
   (`train-0001.tar`) where one of them says train, or else of the folders in the images' names (see
   `layout.read_layout`); a label is the images' own, or else the folder at the top. Without a split
   for val, 5 % of train is held out by a hash of each name.
@@ -165,7 +172,7 @@ def build(files: Sequence[str], marks: Sequence[list], found: Sequence[Found],
     stems = [os.path.basename(path) for path in files]
     stems = stems if len(set(stems)) == len(stems) else list(files)
     names = [f"{stems[number]}/{name}" for number, name in zip(numbers, own)]
-  split, depth, note = _splits(files, numbers, own, listed, splits)
+  split, depth, note = _splits(files, [one.split for one in found], numbers, own, listed, splits)
   labels, classes = _labels(entries, found, own, None if listed else depth)
   order = np.array(sorted(range(len(names)), key=names.__getitem__) if by_name else
                    range(len(names)), np.int64)
@@ -188,13 +195,17 @@ def split_of_file(path: str) -> str | None:
   return None
 
 
-def _splits(files: Sequence[str], numbers: np.ndarray, names: list[str], listed: bool,
-            given: Sequence[str] | None) -> tuple[np.ndarray, int, str]:
+def _splits(files: Sequence[str], told: Sequence[str | None], numbers: np.ndarray, names: list[str],
+            listed: bool, given: Sequence[str] | None) -> tuple[np.ndarray, int, str]:
   """The split of each image, the folders above those of the classes, and a note."""
   of_file = [split_of_file(path) for path in files]
   if given is not None:
     found, depth, note = [name or None for name in given], 0, "splits are those of the list"
     has_val = "val" in found
+  elif any(told):  # what was held out was so before these files were written
+    of_file = [own or name for own, name in zip(told, of_file)]
+    found, depth = [of_file[number] for number in numbers], 0
+    note, has_val = "the files say which split they are", True
   elif "train" in of_file:
     found, depth = [of_file[number] for number in numbers], 0
     note, has_val = "the names of the files are splits", "val" in of_file

@@ -11,9 +11,9 @@ import numpy as np
 from dinov3_jax.data.decode import Decoder
 from dinov3_jax.data.sources import parts as mix
 from dinov3_jax.data.sources.base import Source
+from dinov3_jax.data.sources.marks import Mark, mark
 from dinov3_jax.data.sources.parts import Part, probabilities
 from dinov3_jax.data.sources.subset import Subset, places_of
-from dinov3_jax.data.stored import mark_of
 from dinov3_jax.data.walk import printable
 
 log = logging.getLogger(__name__)
@@ -61,15 +61,15 @@ class Mixture:
     member = self.members[part]
     return f"{member.name}/{member.source.name(int(index - self.starts[part]))}"
 
+  def mark(self, index: int) -> Mark:
+    """What tells whether an image has changed."""
+    part = self.part(index)
+    return mark(self.members[part].source, int(index - self.starts[part]))
+
   def encoded(self, index: int) -> bytes:
     """The bytes of an image as they are stored."""
     part = self.part(index)
     return self.members[part].source.encoded(int(index - self.starts[part]))
-
-  def mark(self, index: int) -> list | None:
-    """What tells whether the file of an image has changed; see `Source`."""
-    part = self.part(index)
-    return mark_of(self.members[part].source, int(index - self.starts[part]))
 
   def __getitem__(self, index: int) -> dict:
     part = self.part(index)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dinov3_jax.data.sources.base import Source
-from dinov3_jax.data.stored import mark_of
+from dinov3_jax.data.sources.marks import Mark, mark
 from dinov3_jax.data.walk import printable
 
 
@@ -37,19 +37,19 @@ class Subset:
     """The name of an image, without reading it."""
     return self.source.name(int(self.indices[index]))
 
-  def encoded(self, index: int) -> bytes:
-    """The bytes of an image as they are stored."""
-    return self.source.encoded(int(self.indices[index]))
-
   def label(self, index: int) -> int:
     """The label of an image, -1 without one; it may take reading its record."""
     if self.labels is not None:
       return int(self.labels[index])
     return self.source.label(int(self.indices[index])) if hasattr(self.source, "label") else -1
 
-  def mark(self, index: int) -> list | None:
-    """What tells whether the file of an image has changed; see `Source`."""
-    return mark_of(self.source, int(self.indices[index]))
+  def mark(self, index: int) -> Mark:
+    """What tells whether an image has changed."""
+    return mark(self.source, int(self.indices[index]))
+
+  def encoded(self, index: int) -> bytes:
+    """The bytes of an image as they are stored."""
+    return self.source.encoded(int(self.indices[index]))
 
   def __getitem__(self, index: int) -> dict:
     item = self.source[int(self.indices[index])]

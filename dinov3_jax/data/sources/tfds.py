@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 from dinov3_jax.data.decode import DamagedImage, Decoder, decode
+from dinov3_jax.data.sources.marks import NONE, Mark
 from dinov3_jax.data.sources.notes import pixel_notes, spread
 from dinov3_jax.data.sources.splits import HELD_OUT, SPLITS
 
@@ -22,6 +23,7 @@ class TfdsSource:
   """
 
   labels = None
+  fixed = True  # the images of a version stay what they are, and names take reading records
 
   def __init__(self, name: str, split: str, decoder: Decoder = decode):
     try:
@@ -107,8 +109,8 @@ class TfdsSource:
     """The label of an image, -1 without one; it takes reading its record."""
     return int(self._record(index)[0][self._label]) if self._label else -1
 
-  def mark(self, index: int) -> list | None:
-    """What tells whether the files of the set have changed; see `Source`."""
+  def mark(self, index: int) -> Mark:
+    """What tells whether any file of the set has changed."""
     return self._mark
 
   def __getitem__(self, index: int) -> dict:
@@ -117,15 +119,15 @@ class TfdsSource:
     return {"image": self._decoder(bytes(record[self._image]), name), "label": label, "name": name}
 
 
-def _mark(folder: str) -> list | None:
+def _mark(folder: str) -> Mark:
   """Of a prepared set, the bytes of its files, and what tells their sizes and times from others."""
   try:
     with os.scandir(folder) as entries:
       found = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
                      for entry in entries if entry.is_file())
   except OSError:  # it is no folder of this machine
-    return None
-  return [sum(size for _, size, _ in found), hashlib.sha256(repr(found).encode()).hexdigest()]
+    return NONE
+  return sum(size for _, size, _ in found), hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

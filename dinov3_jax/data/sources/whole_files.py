@@ -8,6 +8,7 @@ from dinov3_jax.data.decode import DamagedImage, Decoder
 from dinov3_jax.data.sources import places
 from dinov3_jax.data.sources.encoded import EncodedSource
 from dinov3_jax.data.sources.index import Entry, Found, Index, build
+from dinov3_jax.data.sources.marks import Mark, file_mark
 from dinov3_jax.data.sources.ranges import Cache, cache_folder
 from dinov3_jax.data.walk import SUFFIXES, printable
 
@@ -63,13 +64,13 @@ class WholeFiles:
 
   def __call__(self, index: Index, row: int) -> bytes:
     name, offset, size = index.name(row), int(index.offset[row]), int(index.size[row])
-    path = self._path(name)
-    if not places.is_remote(path):
+    if not places.is_remote(name) and not places.is_remote(self._base):
       try:
-        with open(path, "rb") as file:
+        with open(self._local(name), "rb") as file:
           return file.read()
       except OSError as error:
         raise DamagedImage(name, error.strerror) from error
+    path = name if places.is_remote(name) else f"{self._base}/{name}"
     cache = self._cache() if size >= 0 else None
     data = cache and cache.get(row, offset, size)
     if data:
@@ -84,19 +85,14 @@ class WholeFiles:
       cache.put(row, offset, data)
     return data
 
-  def mark(self, index: Index, row: int) -> list | None:
-    """What tells whether a file has changed; None where its place does not say."""
-    try:
-      size, tag = places.mark(self._path(index.name(row)))
-    except ValueError:  # it is not there
-      return None
-    return [size, tag] if tag != "" else None
+  def mark(self, index: Index, row: int) -> Mark:
+    """What tells whether a file has changed; of an object in a bucket, its size alone."""
+    name, size = index.name(row), int(index.size[row])
+    if places.is_remote(name) or places.is_remote(self._base):
+      return size, -1
+    return file_mark(self._local(name))
 
-  def _path(self, name: str) -> str:
-    if places.is_remote(name):
-      return name
-    if places.is_remote(self._base):
-      return f"{self._base}/{name}"
+  def _local(self, name: str) -> str:
     return os.path.join(self._base, os.path.expanduser(name))
 
   def _cache(self) -> Cache | None:

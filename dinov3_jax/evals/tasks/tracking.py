@@ -1,5 +1,6 @@
 """Video segmentation by label propagation on DAVIS 2017, YouTube-VOS and MOSE: J, F, J&F."""
 
+import hashlib
 import pathlib
 
 import numpy as np
@@ -37,7 +38,7 @@ def run(session: Session) -> Result:
     first = np.where(masks[0] == video_masks.VOID, 0, masks[0])
     if not first.any():
       raise LayoutError(f"the first mask of {name}'s video {video} has no object")
-    key = repr((video, [mark(path) for path in own.frames], [int(mask.sum()) for mask in masks]))
+    key = repr((video, [mark(path) for path in own.frames], [digest(mask) for mask in masks]))
 
     def compute(own=own, masks=masks, first=first, video=video):
       found = track(session, own.frames, first, settings, short)
@@ -63,6 +64,11 @@ def run(session: Session) -> Result:
        "public"] * (name != "DAVIS")
     + [f"{len(videos)} of {len(listed)} videos"] * (len(videos) < len(listed)), PAPER[name],
     pictures)
+
+
+def digest(mask: np.ndarray) -> str:
+  """Tells a mask from others of any size."""
+  return hashlib.sha256(repr((mask.shape, mask.dtype.str)).encode() + mask.tobytes()).hexdigest()
 
 
 def track(session: Session, frames: list[pathlib.Path], first: np.ndarray, settings: Propagation,

@@ -41,6 +41,15 @@ def test_files_are_splits_only_beside_one_to_train_on():
   assert counts[2] == 1 and 3 < counts[1] < 40 and sum(counts) == 301
 
 
+def test_files_that_say_their_split_are_that_and_nothing_is_held_out():
+  found = [Found([Entry(f"train/{i}.png", 0, 0) for i in range(300)], split="val")]
+  assert set(build(["train-0"], [None], found).split) == {1}
+  found += [Found([Entry(f"{i}.png", 0, 0) for i in range(300)])]
+  index = build(["x", "train-1"], [None] * 2, found)
+  assert sorted(zip(index.file.tolist(), index.split.tolist())) == [(0, 1)] * 300 + [(1, 0)] * 300
+  assert index.note == "the files say which split they are"
+
+
 def test_folders_inside_are_splits_and_classes():
   index = made(["x.tar"], ["train/dog/1", "train/cat/2", "val/dog/3", "other/4"])
   assert index.classes == ["cat", "dog"] and "the folders train, val are splits" in index.note

@@ -47,6 +47,23 @@ def test_run(session_of):
   assert "frames with a short side of 64 pixels, not 960" in result.differs
 
 
+def test_what_is_kept_is_not_taken_for_other_masks(session_of, mini_data, tmp_path):
+  """Also if they cover as many pixels."""
+  shutil.copytree(mini_data / "DAVIS", tmp_path / "DAVIS")
+  session = session_of(tmp_path / "DAVIS", size=64)
+  before = tracking.run(session).figures
+  for path in session.data.glob("Annotations/480p/*/*.png"):
+    mask = Image.open(path)
+    mirrored = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mirrored.putpalette(mask.getpalette())
+    mirrored.save(path)
+  after = tracking.run(session)
+  assert after.figures != before
+  shutil.rmtree(session.cache)
+  session.cache.mkdir()
+  assert tracking.run(session).figures == after.figures
+
+
 def test_masks_of_every_fifth_frame_are_scored(session_of, monkeypatch):
   """All frames are tracked; of four masks, the two in the middle count."""
   tracked = []
