@@ -59,11 +59,12 @@ class Door(NamedTuple):
 
 NEW = "{python} -m venv .venv && . .venv/bin/activate"
 IN = ". .venv/bin/activate && "
+QUICK = "PYTHON={python} bash launch/quickstart.sh"
 PICTURES = 24
 DOORS = {
   "checkout": Door("README", "checkout", (
-    Step("bash launch/quickstart.sh", "the first training step", "did the first step", True),
-    Step("bash launch/quickstart.sh", "the table of k-NN accuracies", r"teacher, 800 steps +\d"),
+    Step(QUICK, "the first training step, in a new environment", "did the first step", True),
+    Step(QUICK, "the table of k-NN accuracies", r"teacher, 800 steps +\d"),
   )),
   "package": Door("docs/start.md, without the checkout", "package", (
     Step(NEW + " && pip install -q '{wheel}[quickstart]'", "the environment"),
@@ -103,6 +104,11 @@ DOORS = {
 def run(step: Step, place: pathlib.Path, values: dict[str, object]) -> float:
   """Seconds until a step shows what it should.
 
+  Args:
+    step: of a door.
+    place: the folder in which it runs; a file `log` in it takes what is printed.
+    values: of the names in the command.
+
   Raises:
     RuntimeError: it never does, or fails.
   """
@@ -110,7 +116,7 @@ def run(step: Step, place: pathlib.Path, values: dict[str, object]) -> float:
   begin = time.perf_counter()
   process = subprocess.Popen(["bash", "-c", step.command.format(**values)], cwd=place, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             start_new_session=True, env=environment())
+                             start_new_session=True, env=environment(place.parent / "cache"))
   seconds = None
   with log.open("a") as file:
     file.write(f"$ {step.command}\n")
@@ -129,10 +135,12 @@ def run(step: Step, place: pathlib.Path, values: dict[str, object]) -> float:
   return seconds
 
 
-def environment() -> dict[str, str]:
-  """That of someone who has just opened a terminal: nothing compiled, no package of ours."""
+def environment(cache: pathlib.Path) -> dict[str, str]:
+  """That of someone who has just opened a terminal: no package of ours, and caches of its own, in
+  which nothing is compiled or downloaded at first."""
   ours = ("PYTHON", "JAX_", "XLA_", "VIRTUAL_ENV")
-  return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+  kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+  return kept | dict(XDG_CACHE_HOME=str(cache))
 
 
 def make_place(folder: pathlib.Path, python: str) -> dict[str, object]:
