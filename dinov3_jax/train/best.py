@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import jax
 from etils import epath
@@ -43,6 +43,8 @@ class Best:
     if self._step is not None:
       writer.pinned = self._step
       self._name_it()  # a kill may have come between the metric and this file
+    else:  # none is followed, or a new one: what was the best before stays until there is another
+      writer.pinned = self._named(there)
 
   def __call__(self, step: int, found: Mapping[str, float]):
     """Takes what evaluations found after a step, if anything.
@@ -64,6 +66,14 @@ class Best:
     self._step, self._value = step, found[self._metric]
     self._writer.pinned = step
     self._name_it()
+
+  def _named(self, there: Collection[int]) -> int | None:
+    """The step that the file names, if its checkpoint is there."""
+    try:
+      step = json.loads(self._path.read_text())["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+      return None
+    return step if step in there else None
 
   def _tell_missing(self, found: Mapping[str, float]):
     if not self._missing_is_told:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,9 +65,10 @@ class Family:
     return flops_by_crops([run.config for run in self.runs], sharding.data_shards(self.mesh),
                           self.teacher.config)
 
-  def position(self, position: Any) -> Any:
-    """The position in the data stream, and who took it."""
-    return position | {STUDENTS: [run.workdir.name for run in self.runs]}
+  def position(self, position: Any, active: Sequence[Run]) -> Any:
+    """The position in the data stream, and who took the batch before it: those that have steps
+    left."""
+    return position | {STUDENTS: [run.workdir.name for run in active]}
 
   def restore(self):
     """Reads the states of all students at the step where they were last together.
@@ -212,10 +213,13 @@ def choose(runs: list[Run], damaged: Iterable[DamagedCheckpoint] = ()) -> Any:
   bad = {error.folder: error for error in damaged}
   bad |= {error.folder: error for run in runs for error in run.damaged}
   while True:
-    stored = {}
+    stored, done = {}, set()
     for run in runs:
-      stored[run.workdir.name] = _stored(run, bad)
-    chosen = meet(stored)
+      name = run.workdir.name
+      stored[name] = _stored(run, bad)
+      if any(int(entry.folder.name) >= run.config.train.steps for entry in stored[name]):
+        done.add(name)
+    chosen = meet(stored, done)
     for run in runs:
       entry = chosen[run.workdir.name]
       run.folder = entry and entry.folder
@@ -229,12 +233,14 @@ def choose(runs: list[Run], damaged: Iterable[DamagedCheckpoint] = ()) -> Any:
     else:
       break
   for run in runs:
-    run.damaged = [error for folder, error in bad.items() if folder.parent.parent == run.workdir]
+    own = run.workdir.resolve()  # as the folders of checkpoints are
+    run.damaged = [error for folder, error in bad.items() if folder.parent.parent == own]
   most = max((entry.batches for entry in chosen.values() if entry), default=None)
   return most and {"step": most}
 
 
-def meet(stored: Mapping[str, list[Stored]]) -> dict[str, Stored | None]:
+def meet(stored: Mapping[str, list[Stored]], done: Collection[str] = ()
+         ) -> dict[str, Stored | None]:
   """Which checkpoint each student should go on from, so that none does what it has done.
 
   All that were trained together at the newest of all checkpoints go on from there. Where one of
@@ -244,6 +250,8 @@ def meet(stored: Mapping[str, list[Stored]]) -> dict[str, Stored | None]:
 
   Args:
     stored: by student, its whole checkpoints.
+    done: students that have done all their steps. Earlier versions named them in checkpoints of the
+      others that were made later, where they have none.
 
   Returns:
     By student; None begins.
@@ -253,7 +261,8 @@ def meet(stored: Mapping[str, list[Stored]]) -> dict[str, Stored | None]:
   for batches in newest:
     there = {name: entry for name, entries in stored.items() for entry in entries
              if entry.batches == batches}
-    expected = frozenset().union(*(entry.students for entry in there.values())) & stored.keys()
+    expected = frozenset().union(*(entry.students for entry in there.values()))
+    expected = expected & stored.keys() - set(done)
     if expected <= there.keys():
       before = {name: max((entry for entry in entries if entry.batches <= batches),
                           key=lambda entry: entry.batches, default=None)

@@ -123,6 +123,8 @@ class Health:
     if digest != self._digest:
       log.warning("%s is of other images: gram_drift begins anew", self._path)
     elif self._first <= step <= self._start:
+      # Another number of data shards may have had batches of another size.
+      grams = grams.reshape(-1, self._batch, *grams.shape[2:])
       return [place_batch(part[rows], self._mesh) for part in grams]
     return None
 

@@ -137,6 +137,7 @@ def steps(run: Run | Family, courses: list[Course], stop: signals.Noted, born: f
       is_first = False
 
     whole = [course for course in active if course not in broken]
+    where = run.position(position, [course.run for course in active])
     for course in whole:
       course.measure()
     with Pause(active):
@@ -146,14 +147,14 @@ def steps(run: Run | Family, courses: list[Course], stop: signals.Noted, born: f
       ending = bool(run.stopped or broken) or failure is not None
       for course in whole:
         with noted(course, broken):
-          course.save_and_observe(run.position(position), timed, ending or course.is_done)
+          course.save_and_observe(where, timed, ending or course.is_done)
       if not ending and jax.process_count() == 1 and stop.number and not last:
         run.stopped = stop.number  # it came while that was done
       if (run.stopped or broken) and not ending:
         for course in whole:
           if course not in broken and not course.is_done:
             with noted(course, broken):
-              course.save_at_once(run.position(position))
+              course.save_at_once(where)
     failure = failure or next(iter(broken.values()), None)
     for course in active:
       if (course.is_done or run.stopped) and course.saving_is_due and failure is None:

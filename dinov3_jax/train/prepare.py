@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -106,8 +106,13 @@ class Run:
     held_out = f" ({len(self.held_out):,} held out)" if self.held_out is not None else ""
     return f"a backbone of {count:,} parameters on {len(self.source):,} images{classes}{held_out}"
 
-  def position(self, position: Any) -> Any:
-    """What a checkpoint should keep of the position in the data stream."""
+  def position(self, position: Any, active: Sequence["Run"]) -> Any:
+    """What a checkpoint should keep of the position in the data stream.
+
+    Args:
+      position: in the stream.
+      active: the runs that took the batch before it.
+    """
     return position
 
 

@@ -57,6 +57,17 @@ def test_a_better_one_whose_checkpoint_is_gone_is_not_the_best(tmp_path):
   assert native.locate(tmp_path / "checkpoints" / "best").name == "4"
 
 
+def test_what_was_the_best_stays_where_no_metric_is_followed_any_more(tmp_path):
+  follow(tmp_path, [0.1, 0.5, 0.3])
+  with Writer(tmp_path, keep=1, keep_every=0) as writer:
+    best = Best("", tmp_path, writer, [{"step": 2, "knn_top1": 0.5}])
+    for step in (4, 5):
+      writer.save(step, {"cls_token": jnp.ones(3)}, {}, SETTINGS)
+      best(step, {"knn_top1": 0.9})
+  assert names(tmp_path) == ["2", "5", "best"]
+  assert native.locate(tmp_path / "checkpoints" / "best").name == "2"
+
+
 def test_a_metric_that_no_evaluation_has_is_told_once(tmp_path, caplog):
   with Writer(tmp_path, keep=1, keep_every=0) as writer:
     best = Best("knn_top2", tmp_path, writer)

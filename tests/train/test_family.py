@@ -112,7 +112,7 @@ def test_a_signal_saves_all_and_the_next_start_goes_on_bit_for_bit(
 
 @pytest.mark.parametrize("harm", ["killed before one was written", "an array is damaged"])
 def test_after_a_kill_all_go_on_from_where_they_were_together(family_config, undisturbed, tmp_path,
-                                                              harm, caplog):
+                                                              harm, caplog, monkeypatch):
   """As if the process had died after step 3, when but one student's checkpoint was on disk."""
   folder, workdir = undisturbed[0], tmp_path / "killed"
   shutil.copytree(folder, workdir)
@@ -121,12 +121,17 @@ def test_after_a_kill_all_go_on_from_where_they_were_together(family_config, und
   if harm == "killed before one was written":
     shutil.rmtree(workdir / "b" / "checkpoints" / "3")
   else:
+    # Folders of checkpoints are absolute, whatever the way to the run.
+    monkeypatch.chdir(tmp_path)
+    workdir = pathlib.Path("killed")
     for path in (workdir / "b" / "checkpoints" / "3" / "state").rglob("*"):
       if path.is_file() and path.stat().st_size > 2000:
         path.write_bytes(bytes(path.stat().st_size))
   chex.assert_trees_all_equal(loop.train(family_config, workdir), undisturbed[1])
   assert saved(workdir / "a") == saved(workdir / "b") == [1, 2, 3, 4]
   assert (workdir / "a" / "checkpoints" / "3.ahead").exists() and "3.ahead" in caplog.text
+  damaged = (workdir / "b" / "checkpoints" / "3.damaged").exists()
+  assert damaged == (harm == "an array is damaged")
   for name in "ab":
     assert losses(workdir / name) == losses(folder / name)
 
@@ -146,6 +151,10 @@ def test_a_student_joins_and_another_leaves_between_starts(family_config, distil
   assert [line["step"] for line in lines(tmp_path / "b")] == [1, 2, 3, 4]
   at = lambda name: native.stored_position(native.latest(tmp_path / name))["step"]
   assert (at("a"), at("b")) == (4, 6)
+  again = loop.train(family_config, tmp_path)  # there is nothing left to do
+  chex.assert_trees_all_equal(again, both)
+  assert [line["step"] for line in lines(tmp_path / "b")] == [1, 2, 3, 4]
+  assert not list(tmp_path.glob("*/checkpoints/*.ahead"))
   # One that has left goes on alone, with the settings of a run of one.
   distill_config.train.steps = 5
   assert int(loop.train(distill_config, tmp_path / "a").step) == 5
@@ -167,6 +176,9 @@ def test_where_students_meet():
   assert chosen(a=a, c=[]) == {"a": 6, "c": None}
   left = [stored(n, "b") for n in (8, 10)]  # b went on alone
   assert chosen(a=a, b=[*b, stored(6, "ab"), *left]) == {"a": 6, "b": 10}
+  others = [stored(n, "ab") for n in (8, 10)]  # as if a, which is done, were still there
+  newest = meet(dict(a=a, b=[*b, stored(6, "ab"), *others]), done={"a"})
+  assert {name: entry.batches for name, entry in newest.items()} == {"a": 6, "b": 10}
   back = [stored(n, "ac") for n in (20, 22)]  # b comes back to others that went on
   assert chosen(a=back, b=b, c=back[:1]) == {"a": 20, "b": 4, "c": 20}
 

@@ -121,6 +121,18 @@ def test_a_restart_keeps_the_reference(config, states, tmp_path):
   assert look(again, 10, states[1])["gram_drift"] == 0
 
 
+@pytest.mark.parametrize("before, after", [(1, 4), (4, 1)])
+def test_a_restart_on_more_or_fewer_devices_keeps_the_reference(config, states, tmp_path, before,
+                                                                after, monkeypatch):
+  """Also if a batch has other images then."""
+  monkeypatch.setattr(health, "BATCH", 2)
+  made = make(config, tmp_path, devices=before)
+  look(made, 10, states[0])
+  expected = look(made, 15, states[1])["gram_drift"]
+  again = make(config, tmp_path, devices=after, start=12)
+  assert look(again, 15, states[1])["gram_drift"] == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize("fault", ["missing", "cut", "no archive", "other images"])
 def test_without_its_reference_drift_begins_anew(config, states, tmp_path, caplog, fault):
   look(make(config, tmp_path), 10, states[0])
