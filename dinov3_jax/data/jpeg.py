@@ -9,7 +9,10 @@ try:
 except ImportError:  # Pillow reads everything
   simplejpeg = None
 
-LEAD = 4096  # bytes in which metadata about the orientation stands, if there is any
+EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"  # how what tells an orientation starts
+SCAN, APP1 = 0xDA, 0xE1
+# Markers whose segments Pillow passes by their lengths; what follows others it reads byte by byte.
+LONG = frozenset(range(0xC0, 0xFF)) - {0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
 KNOWN = ("YCbCr", "Gray", "RGB")  # the others become RGB in ways of their own
 
 
@@ -23,8 +26,8 @@ class Smaller(np.ndarray):
 def pixels(data: bytes, most: int, least_side: float = 0.0) -> np.ndarray | None:
   """The pixels of a JPEG file, or None for what is left to Pillow.
 
-  That is: other files, those with EXIF (which may turn the image), CMYK, larger images, and
-  whatever is damaged, so that errors and what counts as one stay the same.
+  That is: other files, those with EXIF or an orientation in XMP (which may turn the image), CMYK,
+  larger images, and whatever is damaged, so that errors and what counts as one stay the same.
 
   Args:
     data: the encoded bytes.
@@ -35,7 +38,7 @@ def pixels(data: bytes, most: int, least_side: float = 0.0) -> np.ndarray | None
   Returns:
     uint8 [H, W, 3], bit for bit what Pillow decodes; or `Smaller`; or None.
   """
-  if simplejpeg is None or data[:2] != b"\xff\xd8" or b"Exif\x00\x00" in data[:LEAD]:
+  if simplejpeg is None or data[:2] != b"\xff\xd8" or _may_be_turned(data):
     return None
   try:
     height, width, space, _ = simplejpeg.decode_jpeg_header(data)
@@ -53,3 +56,22 @@ def pixels(data: bytes, most: int, least_side: float = 0.0) -> np.ndarray | None
     return decoded
   except ValueError:
     return None
+
+
+def _may_be_turned(data: bytes) -> bool:
+  """Whether metadata ahead of the pixels may tell an orientation, or is not laid out as it should
+  be, so that only Pillow knows what it finds there."""
+  at = 2
+  while data[at : at + 1] == b"\xff":
+    marker, size = data[at + 1 : at + 2], int.from_bytes(data[at + 2 : at + 4], "big")
+    if not marker or marker[0] not in LONG or size < 2:
+      return True
+    if marker[0] == SCAN:
+      return False
+    if marker[0] == APP1:
+      if data.startswith(EXIF, at + 4):
+        return True
+      if data.startswith(XMP, at + 4) and data.find(b"tiff:Orientation", at, at + 2 + size) >= 0:
+        return True
+    at += 2 + size
+  return True

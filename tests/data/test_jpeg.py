@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dinov3_jax.data import jpeg
 from dinov3_jax.data.crops import MultiCrop
@@ -45,6 +45,42 @@ def test_what_is_left_to_pillow():
     assert jpeg.pixels(other, 2**20) is None
   assert jpeg.pixels(data, 117 * 89 - 1) is None
   assert decode(encoded(exif=exif), "x").shape == (117, 89, 3)
+
+
+def segment(marker, body):
+  return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
+
+
+def oriented(number):
+  exif = Image.Exif()
+  exif[0x0112] = number
+  return segment(0xE1, exif.tobytes())
+
+
+XMP = b'http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize("metadata", [
+  segment(0xED, bytes(10_000)) + oriented(6), segment(0xE2, bytes(60_000)) * 3 + oriented(6),
+  segment(0xFE, b"\xff\xda" * 3000) + b"\xff" * 3 + oriented(6), segment(0xE1, XMP),
+  segment(0xED, bytes(10_000)) + b"junk" + oriented(6),
+], ids=["10 kB before", "180 kB before", "padded", "XMP", "junk"])
+def test_an_orientation_is_found_behind_whatever_precedes_it(metadata):
+  plain = encoded()
+  data = plain[:2] + metadata + plain[2:]
+  upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+  assert upright.shape == (117, 89, 3)
+  assert jpeg.pixels(data, 2**20) is None
+  np.testing.assert_array_equal(decode(data, "x"), upright)
+
+
+def test_other_metadata_is_passed_over():
+  plain = encoded()
+  metadata = segment(0xED, b"Exif\0\0" * 2000) + segment(0xE1, XMP.replace(b"Orient", b"Or"))
+  data = plain[:2] + metadata + plain[2:] + oriented(6)
+  np.testing.assert_array_equal(jpeg.pixels(data, 2**20), by_pillow(plain))
+  np.testing.assert_array_equal(ImageOps.exif_transpose(Image.open(io.BytesIO(data))),
+                                by_pillow(plain))
 
 
 @pytest.mark.parametrize("least", [30, 60, 100, 1000])

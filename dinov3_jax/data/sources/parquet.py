@@ -14,6 +14,7 @@ from dinov3_jax.data.walk import printable
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
 LABELS = ("label", "labels", "cls", "class", "fine_label", "category")
 GROUPS = 16  # row groups whose images are mixed, and that a process holds at once
+OPEN = 64  # files that a process keeps open at once
 
 
 def open_parquet(what: str, files: list[str], split: str, decoder: Decoder, cache_gb: float = 0.0
@@ -103,10 +104,10 @@ def _class_names(schema: Any, label: str | None) -> list[str] | None:
 
 
 class _Reader:
-  """Reads whole row groups, and keeps the last ones."""
+  """Reads whole row groups, and keeps the last ones, and the last files open."""
 
   def __init__(self):
-    self._files, self._groups = {}, collections.OrderedDict()
+    self._files, self._groups = collections.OrderedDict(), collections.OrderedDict()
     self._lock = threading.Lock()
 
   def __getstate__(self):
@@ -132,16 +133,22 @@ class _Reader:
 
   def _read(self, index: Index, number: int, group: int):
     path = index.files[number]
-    if number not in self._files:
-      if places.mark(path) != index.marks[number]:
-        raise OSError(f"{printable(path)} has changed since its index was made: start anew, which "
-                      "makes it again")
-      file = open_file(path)
-      self._files[number] = (file, *columns(file.schema_arrow, path)[:2])
-    file, image, is_struct = self._files[number]
+    file, image, is_struct = self._files.get(number) or self._open(index, number)
+    self._files.move_to_end(number)
     column = f"{image}.bytes" if is_struct else image
     try:
       table = file.read_row_group(group, [column]).column(image).combine_chunks()
     except Exception as error:  # of pyarrow and of any file system
       raise OSError(f"{printable(path)} cannot be read: {' '.join(str(error).split())}") from error
     return table.field("bytes") if is_struct else table
+
+  def _open(self, index: Index, number: int):
+    path = index.files[number]
+    if places.mark(path) != index.marks[number]:
+      raise OSError(f"{printable(path)} has changed since its index was made: start anew, which "
+                    "makes it again")
+    while len(self._files) >= OPEN:  # groups that were read are copies, and reads hold the lock
+      self._files.popitem(last=False)[1][0].close(force=True)
+    file = open_file(path)
+    self._files[number] = found = (file, *columns(file.schema_arrow, path)[:2])
+    return found

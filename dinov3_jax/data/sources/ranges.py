@@ -11,7 +11,7 @@ import numpy as np
 from dinov3_jax.data.sources import places
 from dinov3_jax.data.walk import printable
 
-OPEN = 256  # files that a process keeps open at once
+OPEN = 256  # files that a process keeps open at once; a cached part of a bucket takes two
 CHECKED = 2**26  # bytes, at most, that are added to a cache before its size is looked at again
 
 
@@ -39,13 +39,13 @@ class Ranges:
 
   def __init__(self, paths: list[str], marks: list[list], cache_gb: float = 0.0):
     self.paths, self._marks, self._cache_gb = paths, marks, cache_gb
-    self._open, self._lock = {}, threading.Lock()
+    self._open, self._lock, self._room = {}, threading.Lock(), None
 
   def __getstate__(self):
     return dict(paths=self.paths, _marks=self._marks, _cache_gb=self._cache_gb)
 
   def __setstate__(self, state):
-    self.__dict__.update(state, _open={}, _lock=threading.Lock())
+    self.__dict__.update(state, _open={}, _lock=threading.Lock(), _room=None)
 
   def read(self, file: int, offset: int, size: int, row: int = 0) -> bytes:
     """`size` bytes from `offset` on.
@@ -67,8 +67,7 @@ class Ranges:
     return data
 
   def _open_local(self, file: int):
-    if len(self._open) >= OPEN:
-      self._open.pop(next(iter(self._open)))  # closed once nobody reads it any more
+    self._drop(1)
     handle = _Handle(self.paths[file])
     if self._marks[file] and handle.mark != self._marks[file]:
       raise OSError(f"{printable(self.paths[file])} has changed since its index was made: start "
@@ -76,10 +75,16 @@ class Ranges:
     self._open[file] = handle
     return handle
 
+  def _drop(self, wanted: int):
+    """Forgets what was opened first, until `wanted` more files may be open."""
+    while self._open and sum(map(_files, self._open.values())) + wanted > OPEN:
+      self._open.pop(next(iter(self._open)))  # closed once nobody reads it any more
+
   def _remote(self, file: int, offset: int, size: int, row: int) -> bytes:
     path = self.paths[file]
     with self._lock:
       if file not in self._open:
+        self._drop(2 if self._cache_gb else 1)
         self._open[file] = (*places.file_system(path), self._cache(path, file))
       fs, inner, cache = self._open[file]
     data = cache and size >= 0 and cache.get(row, offset, size)
@@ -100,7 +105,14 @@ class Ranges:
     if not self._cache_gb:
       return None
     key = hashlib.sha256(repr((path, self._marks[file])).encode()).hexdigest()[:24]
-    return Cache(cache_folder() / "ranges" / key, int(self._cache_gb * 1e9))
+    folder, limit = cache_folder() / "ranges", int(self._cache_gb * 1e9)
+    self._room = self._room or Room(folder, limit)
+    return Cache(folder / key, limit, self._room)
+
+
+def _files(opened) -> int:
+  """The files that an entry of `Ranges` keeps open, at most; one without any counts as one."""
+  return 2 if isinstance(opened, tuple) and opened[2] else 1
 
 
 class _Handle:
@@ -116,6 +128,34 @@ class _Handle:
       os.close(self.number)
 
 
+class Room:
+  """The room that is left in a folder of caches. The caches of a `Ranges` share it, so that those
+  that are closed and opened again need not look through the folder each time.
+
+  Args:
+    folder: of the caches.
+    limit: bytes that all caches in it may take together.
+  """
+
+  def __init__(self, folder: pathlib.Path, limit: int):
+    self._folder, self._limit = folder, limit
+    self._step = self._added = min(CHECKED, limit // 16)
+    self.full = False
+
+  def take(self, size: int) -> bool:
+    """Whether `size` more bytes may be written."""
+    if self._added + size > self._step and not self.full:
+      self._added = 0
+      self.full = self.taken() + size > self._limit
+    if not self.full:
+      self._added += size
+    return not self.full
+
+  def taken(self) -> int:
+    """The bytes on the disk that all caches of the folder take."""
+    return sum(entry.stat().st_blocks * 512 for entry in os.scandir(self._folder))
+
+
 class Cache:
   """Parts of one file that lie where they lie in it: `data` is sparse, and `sums` says which are
   there, by a checksum each. Any number of processes may use it.
@@ -123,19 +163,20 @@ class Cache:
   Args:
     path: of the two files, without their suffixes.
     limit: bytes that all caches in the folder may take together.
+    room: of the folder, where caches share it.
   """
 
-  def __init__(self, path: pathlib.Path, limit: int):
+  def __init__(self, path: pathlib.Path, limit: int, room: Room | None = None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    self._folder, self._limit = path.parent, limit
-    self._step = self._added = min(CHECKED, limit // 16)
-    self._data, self._sums = (os.open(path.with_suffix(end), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
-                                      0o666) for end in (".data", ".sums"))
-    self._full = False
+    self._room = room or Room(path.parent, limit)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    self._data = os.open(path.with_suffix(".data"), flags, 0o666)
+    self._sums = os.open(path.with_suffix(".sums"), flags, 0o666)
 
   def __del__(self):
-    for file in (self._data, self._sums):
-      os.close(file)
+    for name in ("_data", "_sums"):
+      if hasattr(self, name):  # not where opening it failed
+        os.close(getattr(self, name))
 
   def get(self, row: int, offset: int, size: int) -> bytes | None:
     """A part, if it is there and whole."""
@@ -147,21 +188,17 @@ class Cache:
 
   def put(self, row: int, offset: int, data: bytes):
     """Keeps a part while there is room."""
-    if self._added + len(data) > self._step and not self._full:
-      self._added = 0
-      self._full = self.taken() + len(data) > self._limit
-    if self._full:
+    if not self._room.take(len(data)):
       return
-    self._added += len(data)
     try:
       os.pwrite(self._data, data, offset)
       os.pwrite(self._sums, _sum(data), row * 8)  # last: a part counts once it is written
     except OSError:  # a full disk; the part was read all the same
-      self._full = True
+      self._room.full = True
 
   def taken(self) -> int:
     """The bytes on the disk that all caches of the folder take."""
-    return sum(entry.stat().st_blocks * 512 for entry in os.scandir(self._folder))
+    return self._room.taken()
 
 
 def _sum(data: bytes) -> bytes:

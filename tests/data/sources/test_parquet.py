@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -23,6 +24,24 @@ def test_row_groups_are_blocks_and_read_once(tmp_path, images, monkeypatch):
   for i in (0, 5, 13, 1, 39):
     source.encoded(i)
   assert read == [(0, 0), (0, 1), (0, 5)]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts what Linux has open")
+def test_few_files_are_open_at_once(tmp_path, images, monkeypatch):
+  monkeypatch.setattr(module, "OPEN", 2)
+  monkeypatch.setattr(module, "GROUPS", 3)
+  names = list(below(images).items())[:24]
+  for i in range(12):
+    write_parquet(tmp_path / f"{i:02}.parquet", dict(names[2 * i : 2 * i + 2]), group=1)
+  source = open_source(tmp_path / "*.parquet", "all")
+  wanted = [path.read_bytes() for _, path in names]
+  before = len(os.listdir("/proc/self/fd"))
+  for i in (*range(24), *reversed(range(24)), 0, 6, 0, 12, 0, 1):
+    assert source.encoded(i) == wanted[i]
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+  with ThreadPoolExecutor(8) as threads:
+    assert list(threads.map(source.encoded, [*range(24)] * 4)) == wanted * 4
+  assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
 def test_a_column_of_bytes_and_numbers_as_labels(tmp_path, images):

@@ -1,5 +1,6 @@
 """Parts of files, and the cache of those from buckets."""
 
+import gc
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,43 @@ def test_what_was_read_from_a_bucket_is_kept(own_cache, monkeypatch):
       for row, (offset, size) in enumerate(((0, 100), (5000, 77))):
         assert reader.read(0, offset, size, row) == DATA[offset : offset + size]
     assert len(asked) == expected
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts what Linux has open")
+def test_few_caches_are_open_at_once(own_cache, files, monkeypatch):
+  monkeypatch.setattr(ranges, "OPEN", 5)
+  fs = fsspec.filesystem("memory")
+  remote = [f"memory://many/{i}" for i in range(12)]
+  for i, path in enumerate(remote):
+    fs.pipe(path, bytes([i]) + DATA)
+  paths = remote + files[0]
+  reader = Ranges(paths, [places.mark(path) for path in paths], 0.001)
+  looked = []
+  real = ranges.Room.taken
+  monkeypatch.setattr(ranges.Room, "taken", lambda self: looked.append(0) or real(self))
+  before = len(os.listdir("/proc/self/fd"))
+  for _ in range(2):
+    for i in (*range(15), *reversed(range(15)), 0, 13, 0, 5, 14, 0):
+      assert reader.read(i, 0, 50) == (bytes([i if i < 12 else i - 12]) + DATA)[:50]
+      assert len(os.listdir("/proc/self/fd")) <= before + 5
+    monkeypatch.setattr(type(fs), "cat_file", None)  # the second time, all is in the caches
+  assert len(looked) == 1  # not at each opening, which is slow where files are many
+  with ThreadPoolExecutor(8) as threads:
+    found = list(threads.map(lambda i: reader.read(i % 12, 0, 50), range(300)))
+  assert found == [(bytes([i % 12]) + DATA)[:50] for i in range(300)]
+  assert len(os.listdir("/proc/self/fd")) <= before + 5
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts what Linux has open")
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("suffix", [".data", ".sums"])
+def test_a_cache_that_cannot_be_opened_keeps_nothing_open(tmp_path, suffix):
+  (tmp_path / "x").with_suffix(suffix).mkdir()
+  before = len(os.listdir("/proc/self/fd"))
+  with pytest.raises(IsADirectoryError):
+    Cache(tmp_path / "x", 1000)
+  gc.collect()
+  assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_cache_ends_at_its_limit_and_notices_damage(tmp_path):
