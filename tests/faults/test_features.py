@@ -85,7 +85,7 @@ def test_kills_and_stops_change_no_row(folder):
     process.communicate()
     assert done(folder) == 0 and rows.stat().st_size
 
-    process = start(folder, pause=0.6)
+    process = start(folder, pause=2.0)  # so that it outlasts the next command, however slow
     wait(process, lambda: done(folder) > 8)
     code, _, error = end(start(folder))  # a second one meanwhile
     assert code == 1 and error.count("\n") == 1
