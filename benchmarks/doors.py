@@ -34,7 +34,7 @@ class Step(NamedTuple):
     command: as in a terminal.
     shows: a regular expression of what it prints; None: what counts is that it ends.
     says: how the table names what is then there.
-    leaves: whether Ctrl-C ends it then.
+    leaves: whether it is stopped then, as a closed terminal would.
   """
 
   command: str
@@ -125,7 +125,7 @@ def run(step: Step, place: pathlib.Path, values: dict[str, object]) -> float:
       if seconds is None and step.shows and re.search(step.shows, line):
         seconds = time.perf_counter() - begin
         if step.leaves:
-          os.killpg(process.pid, signal.SIGINT)
+          os.killpg(process.pid, signal.SIGTERM)
           threading.Timer(PAUSE, lambda: os.killpg(process.pid, signal.SIGKILL)).start()
   code = process.wait()
   if step.shows is None:
