@@ -14,7 +14,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/dinov3_jax/blob/main/notebooks/train.ipynb)
 #
-# A small vision transformer learns from 1,485 drawings, without a label. It takes nine minutes on
+# A small vision transformer learns from 1,485 drawings, without a label. It takes four minutes on
 # two CPU cores, and less on a TPU or a GPU (on Colab: *Runtime, Change runtime type*).
 
 # %%
