@@ -1,6 +1,6 @@
 """What newcomers wait for: every way into the package, walked through in a new environment.
 
-  python benchmarks/doors.py --python=python3.12 --folder=/tmp/doors
+  python benchmarks/doors.py --python=python3.12 --folder=doors
 
 Each door is the commands that its page names, in a folder of its own, and what then stands on the
 screen; the time runs until it does. Prints a table in Markdown. The folder must not be there yet.
