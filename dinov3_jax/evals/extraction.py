@@ -34,6 +34,7 @@ from dinov3_jax.data.preprocess import Preprocess
 from dinov3_jax.data.reach import UNREACHABLE, VANISHED
 from dinov3_jax.data.rows import HEADER_BYTES, Rows, is_ours, names_of
 from dinov3_jax.data.sources import DamagedImage
+from dinov3_jax.data.sources.marks import file_mark
 from dinov3_jax.data.stored import Stored
 from dinov3_jax.data.walk import printable
 from dinov3_jax.evals.backbone import patch_side
@@ -202,14 +203,7 @@ def _left(images: Sequence[str], rows: Rows) -> list[int]:
 
 
 def _mark(path: str) -> tuple[int, int]:
-  """What tells whether a file has changed: bytes and nanoseconds; (-1, -1) if it is not there."""
-  if isinstance(path, Stored):
-    return path.mark()
-  try:
-    stat = os.stat(path)
-  except OSError:
-    return -1, -1
-  return stat.st_size, stat.st_mtime_ns
+  return path.mark() if isinstance(path, Stored) else file_mark(path)
 
 
 def _layout(model: nnx.Module) -> tuple[jax.sharding.Sharding | None, int]:

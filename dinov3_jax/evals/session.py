@@ -23,6 +23,7 @@ from dinov3_jax.data.crops import resize
 from dinov3_jax.data.decode import decode
 from dinov3_jax.data.preprocess import Preprocess
 from dinov3_jax.data.rows import read
+from dinov3_jax.data.sources.marks import file_mark
 from dinov3_jax.data.stored import Stored
 from dinov3_jax.data.walk import printable
 from dinov3_jax.evals.backbone import patch_side
@@ -262,13 +263,7 @@ def whole(side: float, patch: int) -> int:
 
 def mark(path: str | os.PathLike) -> tuple[int, int]:
   """What tells whether a file has changed: bytes and nanoseconds; (-1, -1) if it is not there."""
-  if isinstance(path, Stored):
-    return path.mark()
-  try:
-    stat = os.stat(path)
-  except OSError:
-    return -1, -1
-  return stat.st_size, stat.st_mtime_ns
+  return path.mark() if isinstance(path, Stored) else file_mark(path)
 
 
 def marks(paths: Sequence[str | os.PathLike]) -> list[tuple[int, int]]:
