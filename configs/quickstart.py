@@ -13,10 +13,10 @@ older ones at 95 to 120, the table included. What it learned, as accuracies of k
     k = 5                                               57.8         48.8         58.4
 
 One standard error is 2 % on the test drawings. Since these were measured, the order of some sums
-has changed, and seed 0 comes to 56.6 % on them (k = 20; with JAX 0.12 to
-57.9 %). Raw pixels vote best with few neighbours, features with many. Recipe and k were chosen on the training and validation drawings; there, in
-1,000 steps at half again the rate and with a larger head, the accuracy stood still from step 500
-on.
+has changed, and seed 0 comes to 56.6 % on them (k = 20; with JAX 0.12 to 57.9 %). Raw pixels vote
+best with few neighbours, features with many. Recipe and k were chosen on the training and
+validation drawings; there, in 1,000 steps at half again the rate and with a larger head, the
+accuracy stood still from step 500 on.
 """
 
 from ml_collections import ConfigDict
