@@ -53,15 +53,23 @@ class Moments:
     """Takes features [n, D] in.
 
     Raises:
-      ValueError: they are not finite.
+      ValueError: they have another shape, or are not finite.
     """
     x = np.asarray(features, np.float64)
-    if not np.isfinite(x).all():
-      raise ValueError(f"principal components need features {x.shape} that are all finite")
-    own = x.mean(0)
-    x, shift, total = x - own, own - self.mean, self.count + len(x)
-    self.scatter += x.T @ x + np.outer(shift, shift) * (self.count * len(x) / total)
-    self.mean = self.mean + shift * (len(x) / total)
+    if x.ndim != 2 or not len(x) or not np.isfinite(x).all():
+      raise ValueError(f"principal components need features [N, D] that are all finite, not "
+                       f"{x.shape}")
+    own = Moments(x.shape[1])
+    own.count, own.mean = len(x), x.mean(0)
+    x = x - own.mean
+    own.scatter = x.T @ x
+    self.join(own)
+
+  def join(self, other: "Moments"):
+    """Takes in those of other features."""
+    shift, total = other.mean - self.mean, self.count + other.count
+    self.scatter += other.scatter + np.outer(shift, shift) * (self.count * other.count / total)
+    self.mean = self.mean + shift * (other.count / total)
     self.count = total
 
   @property

@@ -63,3 +63,5 @@ def test_bad_input():
     components.fit(np.ones((3, 8)))
   with pytest.raises(ValueError, match="all finite"):
     components.fit(np.full((9, 8), np.nan))
+  with pytest.raises(ValueError, match=r"features \[N, D\] .* not \(9, 8, 3\)"):
+    components.fit(np.ones((9, 8, 3)))

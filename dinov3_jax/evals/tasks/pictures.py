@@ -67,7 +67,7 @@ def pca(session: Session) -> Result:
     count += 1
     moments = moments_of([patches])
     together = together or components.Moments(patches.shape[-1])
-    together.add(patches.reshape(-1, patches.shape[-1]))
+    together.join(moments)
     fitted = moments.components(3, own.skip)
     alone.append(share(fitted, moments))
     if len(shown) < SHOWN:
