@@ -11,6 +11,7 @@ from etils import epath
 from dinov3_jax.data.durable import write_text
 from dinov3_jax.train.hooks import is_accuracy
 from dinov3_jax.train.writer import Writer
+from dinov3_jax.weights import native
 from dinov3_jax.weights.places import BEST, FOLDER
 
 log = logging.getLogger(__name__)
@@ -70,8 +71,8 @@ class Best:
   def _named(self, there: Collection[int]) -> int | None:
     """The step that the file names, if its checkpoint is there."""
     try:
-      step = json.loads(self._path.read_text())["step"]
-    except (OSError, ValueError, KeyError, TypeError):
+      step = int(native.named_by(self._path).name)
+    except FileNotFoundError:
       return None
     return step if step in there else None
 

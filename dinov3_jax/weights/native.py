@@ -57,7 +57,7 @@ def locate(path: epath.PathLike) -> epath.Path:
   """
   path = epath.Path(path).expanduser().resolve()
   if is_best(path):
-    path = _named(path)
+    path = named_by(path)
   found = path if (path / "state").exists() else latest(path)
   if found is None:
     raise FileNotFoundError(
@@ -66,7 +66,12 @@ def locate(path: epath.PathLike) -> epath.Path:
   return found
 
 
-def _named(path: epath.Path) -> epath.Path:
+def named_by(path: epath.Path) -> epath.Path:
+  """The checkpoint that the file `best` names, which need not be there.
+
+  Raises:
+    FileNotFoundError: there is no such file, or it names none.
+  """
   try:
     return path.parent / str(int(json.loads(path.read_text())["step"]))
   except (OSError, ValueError, KeyError, TypeError) as error:
